@@ -1,0 +1,1 @@
+"""Where training meets Ray: worker groups, plans and retries."""

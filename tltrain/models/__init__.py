@@ -1,0 +1,1 @@
+"""Networks: building them, their weights, their stages and cuts."""

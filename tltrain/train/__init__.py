@@ -1,0 +1,1 @@
+"""The training loop: lanes, cohort, optimisers, checkpoints, metrics, evaluation. Never imports ray."""
