@@ -1,0 +1,57 @@
+# Sets up and checks the project. `make` alone lists what there is.
+
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+
+# A stamp is written when an install has succeeded, so that it is repeated only when pyproject.toml has changed.
+INSTALLED = $(VENV)/.installed
+INSTALLED_DEV = $(VENV)/.installed-dev
+
+.PHONY: help install quickstart test check bench clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r target text; do \
+		printf 'make %-12s %s\n' "$$target" "$$text"; done
+
+install: $(INSTALLED) ## create .venv and install tltrain with the quickstart's weights
+
+quickstart: $(INSTALLED) ## install, then fine-tune the example in jobs/quickstart.yaml
+	$(BIN)/tltrain run jobs/quickstart.yaml
+
+test: $(INSTALLED_DEV) ## install the tools for development, then run all tests but the slow ones
+	$(BIN)/pytest -m 'not slow'
+
+check: $(INSTALLED_DEV) ## check format, lint, types and import contracts
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+bench: $(INSTALLED) ## compare training speed with a plain torchrun script
+	$(BIN)/python benchmarks/ddp_parity.py
+
+clean: ## remove .venv, build leftovers and caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "$(PYTHON) was not found. Install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "Python 3.10 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another one: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		rm -rf $(VENV); \
+		echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; }
+
+$(INSTALLED): $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install -e '.[demo]'
+	@touch $(INSTALLED)
+
+$(INSTALLED_DEV): $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install -e '.[demo,dev]'
+	@touch $(INSTALLED) $(INSTALLED_DEV)
