@@ -31,7 +31,7 @@ RUN python3 -m venv "$VIRTUAL_ENV"
 WORKDIR /tmp/build
 COPY pyproject.toml README.md LICENSE ./
 ARG PINS=""
-RUN mkdir tltrain && touch tltrain/__init__.py && pip install '.[demo]' $PINS
+RUN mkdir tltrain && touch tltrain/__init__.py && pip install '.[demo]' $PINS && rm -rf build *.egg-info
 COPY tltrain tltrain
 RUN pip install --no-deps --force-reinstall . && rm -rf /tmp/build
 
