@@ -1,7 +1,7 @@
-"""Draws the subset of Fashion-MNIST that ships with the project: train.parquet and test.parquet beside this file.
+"""Draws the subset of Fashion-MNIST that ships with the project, into train.parquet and test.parquet.
 
-Needs the full data set as Debian packages it (`apt-get install dataset-fashion-mnist`). The same data, seed and
-library versions give the same bytes.
+Needs the full data set as Debian packages it (`apt-get install dataset-fashion-mnist`). The same data, seed
+and library versions give the same bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CLASSES = (
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Return the unsigned bytes of a gzipped IDX file in their own shape: images uint8 [N, 28, 28], labels [N]."""
+    """Return the bytes of a gzipped IDX file in their shape: images uint8 [N, 28, 28], labels [N]."""
     data = gzip.decompress(path.read_bytes())
     if data[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} is not an IDX file of unsigned bytes")
@@ -60,12 +60,15 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def make_table(images: np.ndarray, labels: np.ndarray) -> pa.Table:
-    """Return columns `image` (PNG bytes) and `label` (class name); the metadata lists the classes in order."""
+    """Return columns `image` (PNG bytes) and `label` (class name); metadata lists the classes in order."""
     schema = pa.schema(
         [pa.field("image", pa.binary(), nullable=False), pa.field("label", pa.string(), nullable=False)],
         metadata={b"tltrain.classes": json.dumps(CLASSES).encode()},
     )
-    columns = {"image": [encode_png(image) for image in images], "label": [CLASSES[label] for label in labels]}
+    columns = {
+        "image": [encode_png(image) for image in images],
+        "label": [CLASSES[label] for label in labels],
+    }
     return pa.Table.from_pydict(columns, schema=schema)
 
 
@@ -76,7 +79,9 @@ def make_split(split: str) -> None:
     chosen = draw(labels, IMAGES_PER_CLASS[split], np.random.default_rng(SEED))
     path = TARGET_DIR / f"{split}.parquet"
     # PNG bytes do not compress any further, and labels are dictionary-encoded.
-    pq.write_table(make_table(images[chosen], labels[chosen]), path, compression="none", use_dictionary=["label"])
+    pq.write_table(
+        make_table(images[chosen], labels[chosen]), path, compression="none", use_dictionary=["label"]
+    )
     print(f"{path}: {len(chosen)} images, {path.stat().st_size:,} bytes")
 
 
