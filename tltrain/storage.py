@@ -1,0 +1,296 @@
+"""Folders on any pyarrow file system: a local disk, s3://, gs://, abfs://, ... Writes are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+import pyarrow as pa
+from pyarrow import fs
+
+from tltrain.errors import Problem, StorageError
+
+_SCHEME_WITHOUT_SLASHES = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs):(?!//)")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_OBJECT_STORES = ("s3", "gcs", "abfs")  # no folders of their own there, so none can be renamed
+
+# (error numbers, parts of an object store's message, what to do)
+_ADVICE: tuple[tuple[tuple[int, ...], tuple[str, ...], str], ...] = (
+    (
+        (errno.ENOSPC, errno.EDQUOT),
+        ("No space left", "quota"),
+        "Free some space there or choose another `storage`, then start again",
+    ),
+    (
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        ("ACCESS_DENIED", "status 401", "status 403", "SIGNATURE_DOES_NOT_MATCH", "INVALID_ACCESS_KEY_ID"),
+        "Give this user permission to read and write there (for a bucket: check the credentials), "
+        "or choose another `storage`",
+    ),
+    ((), ("NO_SUCH_BUCKET",), "Create the bucket or correct its name"),
+    (
+        (errno.ETIMEDOUT, errno.ECONNREFUSED, errno.EHOSTUNREACH),
+        ("NETWORK_CONNECTION", "curlCode", "REQUEST_TIMEOUT"),
+        "Check that the endpoint is right and can be reached from this machine",
+    ),
+    (
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+        (),
+        "A file stands where a folder is needed, or the other way round; move it away or choose another path",
+    ),
+    ((errno.ENOENT,), (), "Check the path"),
+    ((errno.ENAMETOOLONG,), (), "Choose a shorter name"),
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Folder:
+    """A folder, which need not exist yet: the first write makes it.
+
+    Names are those of direct children; a separator, `..` or a NUL in one is refused. All failures are
+    StorageErrors that name the full path. On a local disk a write goes to a temporary file, which is flushed
+    and renamed; elsewhere it is one upload, which object stores show whole or not at all.
+    """
+
+    uri: str
+    """Absolute local path, or the address with its query; `Folder.open(folder.uri)` is the same folder."""
+    _path: str
+    _filesystem: fs.FileSystem | None = field(compare=False)  # None: the local disk, by way of `os`
+
+    @classmethod
+    def open(cls, uri: str) -> Folder:
+        """The folder at a local path or at a pyarrow address such as `s3://bucket/runs?region=eu-west-1`."""
+        if not uri or "\0" in uri or _SCHEME_WITHOUT_SLASHES.match(uri):
+            raise StorageError(f"{uri!r} is no path and no address", "Write it like runs or s3://bucket/runs")
+        if "://" not in uri:
+            return cls._local(uri)
+        with _translated("open", _display(uri), secret=uri):
+            filesystem, path = fs.FileSystem.from_uri(uri)
+        return cls._local(path) if filesystem.type_name == "local" else cls(uri, path, filesystem)
+
+    @classmethod
+    def _local(cls, path: str) -> Folder:
+        path = os.path.abspath(os.path.expanduser(path))
+        return cls(path, path, None)
+
+    @property
+    def local_path(self) -> Path | None:
+        """The folder on the local disk, or None where it is elsewhere."""
+        return Path(self._path) if self._filesystem is None else None
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self._path.rstrip("/").rpartition("/")[2]
+
+    def child(self, *names: str) -> Folder:
+        """The folder below this one; it need not exist."""
+        folder = self
+        for name in names:
+            folder = type(self)(folder._uri_of(name), folder._path_of(name), self._filesystem)
+        return folder
+
+    def read_bytes(self, name: str) -> bytes:
+        """The contents of a file."""
+        path = self._path_of(name)
+        with self._failing("read", name):
+            if self._filesystem is None:
+                return Path(path).read_bytes()
+            with self._filesystem.open_input_file(path) as file:
+                return file.read()
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write or replace a file: afterwards it is there whole and, on a local disk, flushed."""
+        path = self._path_of(name)
+        with self._failing("write", name):
+            if self._filesystem is None:
+                with _replacing(path) as file:
+                    file.write(data)
+            else:
+                self._put(self._filesystem, path, data)
+
+    def write_file(self, name: str, local_source: str | Path) -> None:
+        """Write or replace a file with a copy of a local file, without reading it into memory."""
+        path = self._path_of(name)
+        with self._failing("write", name):
+            if self._filesystem is None:
+                with open(local_source, "rb") as source, _replacing(path) as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            else:
+                # One write of a mapped file: a read that fails half-way could else leave half an object.
+                with pa.memory_map(str(local_source)) as source:
+                    self._put(self._filesystem, path, source.read_buffer())
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file or folder of this name. Not being allowed to look is an error, not a no."""
+        path = self._path_of(name)
+        with self._failing("look for", name):
+            if self._filesystem is not None:
+                return self._filesystem.get_file_info(path).type != fs.FileType.NotFound
+            try:
+                os.lstat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
+
+    def names(self) -> list[str]:
+        """Sorted names of the files and folders in here; empty where the folder does not exist."""
+        with self._failing("list"):
+            if self._filesystem is not None:
+                selector = fs.FileSelector(self._path, allow_not_found=True)
+                return sorted({info.base_name for info in self._filesystem.get_file_info(selector)})
+            try:
+                names = os.listdir(self._path)
+            except FileNotFoundError:
+                return []
+            return sorted(name for name in names if not _TEMPORARY.fullmatch(name))
+
+    def delete(self, name: str) -> None:
+        """Delete a file, or a folder with all that is in it. A missing one is fine."""
+        path = self._path_of(name)
+        with self._failing("delete", name):
+            if self._filesystem is not None:
+                _delete_remote(self._filesystem, path)
+            elif os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                Path(path).unlink(missing_ok=True)
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a file or folder of this folder.
+
+        Object stores copy and then delete a folder: cut short, the old one is still there whole.
+        """
+        source, target = self._path_of(old), self._path_of(new)
+        with self._failing(f"rename to {new!r}", old):
+            if self._filesystem is None:
+                os.rename(source, target)
+                _flush_folder(self._path)
+            elif self._filesystem.type_name in _OBJECT_STORES:
+                _copy_remote(self._filesystem, source, target)
+                _delete_remote(self._filesystem, source)
+            else:
+                self._filesystem.move(source, target)
+
+    def __str__(self) -> str:
+        return _display(self.uri)
+
+    def __repr__(self) -> str:
+        return f"Folder({str(self)!r})"
+
+    def _path_of(self, name: str) -> str:
+        if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+            raise StorageError(
+                Problem(
+                    f"{name!r} is no name of a file or folder", "Leave out separators and `..`", str(self)
+                )
+            )
+        return f"{self._path.rstrip('/')}/{name}"
+
+    def _uri_of(self, name: str) -> str:
+        if self._filesystem is None:
+            return self._path_of(name)
+        base, mark, query = self.uri.partition("?")
+        return f"{base.rstrip('/')}/{quote(name)}{mark}{query}"
+
+    def _failing(self, doing: str, name: str | None = None):
+        where = str(self) if name is None else f"{str(self).rstrip('/')}/{name}"
+        return _translated(doing, where, secret=self.uri)
+
+    def _put(self, filesystem: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
+        if filesystem.type_name not in _OBJECT_STORES:
+            filesystem.create_dir(self._path, recursive=True)
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+
+@contextmanager
+def _translated(doing: str, where: str, secret: str) -> Iterator[None]:
+    """Turn errors of the system and of pyarrow into StorageErrors; `secret` is never shown."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        what = f"cannot {doing} it: {reason.replace(secret, where)}"
+        raise StorageError(Problem(what, _advice(error), where)) from error
+
+
+def _advice(error: Exception) -> str:
+    number, text = getattr(error, "errno", None), str(error)
+    for numbers, parts, action in _ADVICE:
+        if number in numbers or any(part in text for part in parts):
+            return action
+    return "Check the address, the network and the credentials"
+
+
+def _display(uri: str) -> str:
+    """The address without its query and without a password in it."""
+    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", uri.partition("?")[0]) if "://" in uri else uri
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` once it is whole and flushed."""
+    folder, name = os.path.split(path)
+    _make_folder(folder)
+    temporary = Path(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(folder)
+
+
+def _make_folder(path: str) -> None:
+    """Make a folder and those above it, each flushed into the one above."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    _make_folder(parent)
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        if not os.path.isdir(path):  # else somebody else was faster
+            raise
+    _flush_folder(parent)
+
+
+def _flush_folder(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _delete_remote(filesystem: fs.FileSystem, path: str) -> None:
+    kind = filesystem.get_file_info(path).type
+    if kind == fs.FileType.Directory:
+        filesystem.delete_dir(path)
+    elif kind != fs.FileType.NotFound:
+        filesystem.delete_file(path)
+
+
+def _copy_remote(filesystem: fs.FileSystem, source: str, target: str) -> None:
+    if filesystem.get_file_info(source).type != fs.FileType.Directory:
+        return filesystem.copy_file(source, target)
+    for info in filesystem.get_file_info(fs.FileSelector(source, recursive=True)):
+        if info.type == fs.FileType.File:
+            filesystem.copy_file(info.path, target + info.path[len(source) :])
