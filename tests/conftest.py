@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import urllib.request
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,42 @@ def project_dir() -> Path:
 def fashion_dir(project_dir: Path) -> Path:
     """The shipped subset of Fashion-MNIST: train.parquet (2,000 images) and test.parquet (500)."""
     return project_dir / "jobs" / "data" / "fashion-mnist"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """`127.0.0.1:PORT` of a server that speaks S3's protocol, with dummy keys in the environment."""
+    from moto.server import ThreadedMotoServer
+
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    with pytest.MonkeyPatch.context() as patch:
+        for key in keys:
+            patch.setenv(key, "testing")
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        yield "{}:{}".format(*server.get_host_and_port())
+        server.stop()
+
+
+@pytest.fixture
+def s3_uri(s3_endpoint: str) -> str:
+    """Address of an empty folder in a bucket of its own."""
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    request = urllib.request.Request(f"http://{s3_endpoint}/{bucket}", method="PUT")
+    urllib.request.urlopen(request).close()
+    return f"s3://{bucket}/runs?scheme=http&endpoint_override={s3_endpoint}"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount a file system here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
