@@ -48,7 +48,7 @@ def largest_difference(first: Path, second: Path) -> float:
 
 
 def check_gate(setting: Setting, arm: str, work_dir: Path) -> None:
-    """Train a few steps with tltrain and with the plain script, from the same weights; end if they disagree."""
+    """Train a few steps with both, from the same weights; end the benchmark where they disagree."""
     ours = run_tltrain(setting, fresh_folder(work_dir / "gate" / arm), arm)
     plain = run_plain(setting, fresh_folder(work_dir / "gate" / "plain"), ours.initial_weights)
     losses = max(abs(a - b) for a, b in zip(ours.epoch_losses, plain.epoch_losses, strict=True))
