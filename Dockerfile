@@ -1,7 +1,7 @@
 # An image for the nodes of a Ray cluster: tltrain with torch and Ray, `ray` and `tltrain` on the PATH.
 #
 #   docker build -t tltrain .
-#   docker build -t tltrain:cuda --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 .
+#   docker build -t tltrain:cuda --build-arg BASE=nvidia/cuda:13.0.1-base-ubuntu24.04 .
 #
 # Any Debian or Ubuntu base with Python 3.10 or newer, built in or from its own packages, will do. The torch wheels of
 # PyPI bring CUDA's libraries with them; from a CUDA base the image also has what the NVIDIA container runtime looks for.

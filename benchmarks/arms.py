@@ -31,6 +31,7 @@ class Setting:
     batch_size: int
     num_workers: int
     loader_workers: int
+    plain_keeps_decoded: bool = False
     learning_rate: float = 0.01
     momentum: float = 0.9
     seed: int = 0
@@ -90,6 +91,7 @@ def run_plain(setting: Setting, folder: Path, weights: Path | None = None) -> Me
         *(f"--{name}={value}" for name, value in options.items()),
     ]
     command += ["--head-only"] if setting.head_only else []
+    command += ["--keep-decoded"] if setting.plain_keeps_decoded else []
     command += [f"--weights={weights}"] if weights else []
     started_at, printed = run_command(command)
     result = json.loads(printed.splitlines()[-1])

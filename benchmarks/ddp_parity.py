@@ -35,6 +35,14 @@ from safetensors.torch import load_file
 IMAGES = PROJECT_DIR / "jobs" / "data" / "fashion-mnist" / "train.parquet"
 TOLERANCE = 1e-4
 TARGET_RATIO = 0.97
+SHARED_SETTINGS = (
+    "model",
+    "image_size",
+    "batch_size",
+    "num_workers",
+    "loader_workers",
+    "plain_keeps_decoded",
+)
 GATE_STEPS, GATE_EPOCHS = 3, 2
 CONSOLE = Console(width=110)
 
@@ -151,16 +159,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="over all workers")
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--loader-workers", type=int, default=1, help="decoding processes per worker")
+    parser.add_argument(
+        "--plain-keeps-decoded",
+        action="store_true",
+        help="let the plain script, too, decode each image once and keep it",
+    )
     parser.add_argument("--output", type=Path, help="JSON file for all figures")
     return parser.parse_args()
 
 
 def measure(mode: str, arguments: argparse.Namespace, work_dir: Path) -> dict[str, Any]:
     """Pass the gate, then time all arms in one mode."""
-    shared = {
-        name: getattr(arguments, name)
-        for name in ("model", "image_size", "batch_size", "num_workers", "loader_workers")
-    }
+    shared = {name: getattr(arguments, name) for name in SHARED_SETTINGS}
     gate_data = cut_data(work_dir / "gate.parquet", GATE_STEPS * arguments.batch_size)
     gate = Setting(gate_data, mode == "head-only", GATE_EPOCHS, **shared)
     for arm in arguments.arms:

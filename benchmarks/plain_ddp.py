@@ -36,7 +36,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB i
 class ParquetImages(Dataset[tuple[Tensor, int]]):
     """Images of a Parquet file, decoded when asked for: uint8 [3, size, size] and the class's number."""
 
-    def __init__(self, path: str, size: int) -> None:
+    def __init__(self, path: str, size: int, keep_decoded: bool) -> None:
         table = pq.read_table(path, columns=["image", "label"])
         self._images = table["image"].combine_chunks()
         labels = table["label"].to_pylist()
@@ -44,13 +44,22 @@ class ParquetImages(Dataset[tuple[Tensor, int]]):
         position = {name: index for index, name in enumerate(self.classes)}
         self._labels = [position[label] for label in labels]
         self._transform = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
+        num_kept = len(labels) if keep_decoded else 0
+        self._kept = torch.empty((num_kept, 3, size, size), dtype=torch.uint8).share_memory_()
+        self._is_kept = torch.zeros(len(labels), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        with Image.open(io.BytesIO(self._images[index].as_py())) as image:
-            return self._transform(image.convert("RGB")), self._labels[index]
+        if self._is_kept[index]:
+            return self._kept[index], self._labels[index]
+        with Image.open(io.BytesIO(self._images[index].as_py())) as file:
+            image = self._transform(file.convert("RGB"))
+        if len(self._kept):
+            self._kept[index] = image
+            self._is_kept[index] = True
+        return image, self._labels[index]
 
 
 @dataclass
@@ -99,6 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--loader-workers", type=int, default=1, help="decoding processes per rank")
+    parser.add_argument("--keep-decoded", action="store_true", help="decode each image once, not every epoch")
     parser.add_argument("--skip-steps", type=int, default=5, help="steps before the steady part")
     parser.add_argument("--started-at", type=float, help="when the command was started, seconds since 1970")
     parser.add_argument("--save", help="safetensors file for the trained weights")
@@ -147,7 +157,7 @@ class Trainer:
     def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
         self.device = device
         self.memory_format = torch.channels_last if arguments.channels_last else torch.contiguous_format
-        dataset = ParquetImages(arguments.data, arguments.image_size)
+        dataset = ParquetImages(arguments.data, arguments.image_size, arguments.keep_decoded)
         model = build_model(arguments, len(dataset.classes))
         self.model = model.to(device).to(memory_format=self.memory_format)
         self.ddp = DistributedDataParallel(

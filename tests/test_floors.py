@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE_DIR = Path(__file__).resolve().parent.parent / "tltrain"
-NEAR_SIDE = ("errors", "spec", "storage", "run_folder", "run", "cli")
+NEAR_SIDE = ("errors", "spec", "storage", "run_folder", "report", "run", "cli")
 WITHOUT_RAY = (*NEAR_SIDE, "models", "data", "train")
 
 # Makes every import of the packages in `blocked` fail, as on a machine where they are not installed.
