@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import urllib.request
@@ -39,6 +40,7 @@ def s3_endpoint() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for key in keys:
             patch.setenv(key, "testing")
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line per request
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         yield "{}:{}".format(*server.get_host_and_port())

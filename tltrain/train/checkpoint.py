@@ -124,7 +124,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: CheckpointError) -> None:
         what = error.problems[0].what
-        _log.warning("%s: %s. Renamed it to %d.bad and take the one before", self._at(step), what, step)
+        _log.warning("%s: %s; renamed to %d.bad, trying the one before", self._at(step), what, step)
         self._folder.delete(f"{step}.bad")
         self._folder.rename(str(step), f"{step}.bad")
 
