@@ -1,0 +1,248 @@
+"""Tables of labelled images: Parquet or Arrow with image bytes or paths, CSV with paths."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from tltrain.data.base import FilesSource, Source, digest
+from tltrain.data.locations import Location
+from tltrain.errors import DataError, Problem
+from tltrain.spec.schema import DataSpec
+
+CSV_SUFFIXES = (".csv", ".tsv")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+TABLE_SUFFIXES = (*PARQUET_SUFFIXES, ".arrow", ".feather", ".ipc", *CSV_SUFFIXES)
+_IMAGE_COLUMNS = ("image", "path", "file_name")
+_SHOWN = 10
+
+
+class ColumnSource(Source):
+    """Encoded images in a binary column of a table, held in Arrow memory or mapped from the file."""
+
+    def __init__(
+        self, name: str, images: pa.ChunkedArray, labels: np.ndarray, classes: Sequence[str]
+    ) -> None:
+        """Take N encoded images (binary) and their labels, int64 [N]; `name` is the file's name."""
+        self.classes = tuple(classes)
+        self.labels = labels
+        self._name = name
+        self._images = images
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of one row."""
+        return self._images[index].as_py()
+
+    def identity(self, index: int) -> str:
+        """Return `FILE#ROW`, counted from 0."""
+        return f"{self._name}#{index}"
+
+    def encoded_sizes(self) -> np.ndarray:
+        """Return the number of bytes in each row."""
+        return pc.call_function("binary_length", [self._images]).to_numpy().astype(np.int64)
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over the file's name, the sizes and the labels."""
+        return digest("column", self.classes, self.encoded_sizes(), self.labels, names=[self._name])
+
+
+def open_table(location: Location, data: DataSpec, key: str) -> Source:
+    """Open a Parquet, Arrow (IPC file or stream) or CSV table with a column of images and one of labels.
+
+    Images are bytes, paths relative to the table's folder, or structs of `bytes` and `path`. Labels are
+    strings, or
+    integers: these index the names in the schema's metadata (`tltrain.classes` or `classes`, a JSON list, or
+    the ClassLabel of a Hugging Face data set) where there are any, and are names themselves where there are
+    none.
+
+    Raises DataError for missing columns, nulls, types that do not fit, and missing files.
+    """
+    table = _read(location, data, key)
+    if not table.num_rows:
+        raise DataError(Problem(f"{location} has no rows", "Give a table with images", key=key))
+    images = table.column(0)
+    _refuse_nulls(location, table, key)
+    labels, classes = _labels(location, table.column(1), _class_names(table.schema, data.label_column), key)
+    if pa.types.is_struct(images.type):
+        images = _unpack(location, images, key)
+    if _is_binary(images.type):
+        return ColumnSource(location.name, images, labels, classes)
+    if _is_string(images.type):
+        return _files(location, images.to_pylist(), labels, classes, key)
+    what = f"{location}: the column {table.column_names[0]} holds {images.type}, not image bytes or paths"
+    raise DataError(Problem(what, "Store encoded images (binary) or paths (string)", key=key))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _read(location: Location, data: DataSpec, key: str) -> pa.Table:
+    """Read the image column and the label column, in this order."""
+    try:
+        if location.name.lower().endswith(CSV_SUFFIXES):
+            return _read_csv(location, data, key)
+        if location.name.lower().endswith(PARQUET_SUFFIXES):
+            return _read_parquet(location, data, key)
+        return _read_arrow(location, data, key)
+    except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
+        what = f"{location} cannot be read as its suffix says: {error}"
+        raise DataError(Problem(what, "Check that the file is whole and of that format", key=key)) from error
+
+
+def _read_parquet(location: Location, data: DataSpec, key: str) -> pa.Table:
+    with pq.ParquetFile(location.path, filesystem=location.filesystem) as parquet:
+        columns = _columns(location, parquet.schema_arrow.names, data, key)
+        return parquet.read(columns=columns).select(columns)
+
+
+def _read_arrow(location: Location, data: DataSpec, key: str) -> pa.Table:
+    # A mapped file is shared by all processes of a node and read only where it is looked at.
+    mapped = pa.memory_map(location.path) if location.is_local else pa.py_buffer(location.read())
+    try:
+        table = pa.ipc.open_file(mapped).read_all()
+    except pa.ArrowInvalid:
+        mapped = pa.memory_map(location.path) if location.is_local else mapped
+        table = pa.ipc.open_stream(mapped).read_all()
+    return table.select(_columns(location, table.column_names, data, key))
+
+
+def _read_csv(location: Location, data: DataSpec, key: str) -> pa.Table:
+    """Read every cell as text, so that labels such as 007 or NA stay what they are; empty cells are null."""
+    text = location.read().decode("utf-8-sig")
+    delimiter = "\t" if location.name.lower().endswith(".tsv") else ","
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    columns = _columns(location, list(rows.fieldnames or []), data, key)
+    cells = [[row[column] or None for column in columns] for row in rows]
+    values = [pa.array([row[i] for row in cells], pa.string()) for i in range(2)]
+    labels = values[1].to_pylist()
+    if all(label is not None and _is_plain_integer(label) for label in labels):
+        values[1] = values[1].cast(pa.int64())
+    return pa.table(values, names=columns)
+
+
+def _is_plain_integer(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 18 and str(int(text)) == text
+
+
+def _columns(location: Location, names: list[str], data: DataSpec, key: str) -> list[str]:
+    """Return the names of the image column and the label column; raise DataError for missing ones."""
+    wanted = data.image_column or next((name for name in _IMAGE_COLUMNS if name in names), None)
+    problems = []
+    for column, setting in ((wanted, "data.image_column"), (data.label_column, "data.label_column")):
+        if column in names:
+            continue
+        near = difflib.get_close_matches(column or "image", names, n=1)
+        what = f"{location} has no column {column}" if column else f"{location} has no column of images"
+        action = f"Set {setting} to one of: {', '.join(names)}" + (f" ({near[0]}?)" if near else "")
+        problems.append(Problem(what, action, key=key))
+    if problems:
+        raise DataError(problems)
+    assert wanted is not None
+    return [wanted, data.label_column]
+
+
+def _refuse_nulls(location: Location, table: pa.Table, key: str) -> None:
+    problems = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.null_count:
+            rows = np.flatnonzero(column.is_null().to_numpy())[:_SHOWN]
+            what = f"{location}: {column.null_count} rows have no {name} (counted from 0: {_join(rows)})"
+            problems.append(Problem(what, "Fill them or leave these rows out", key=key))
+    if problems:
+        raise DataError(problems)
+
+
+def _join(values: Sequence[object] | np.ndarray) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
+    """Return the class names that a schema's metadata holds, or None."""
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    for name in (b"tltrain.classes", b"classes"):
+        if name in metadata:
+            return [str(value) for value in json.loads(metadata[name])]
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return features.get(label_column, {}).get("names")
+
+
+def _labels(
+    location: Location, column: pa.ChunkedArray, names: list[str] | None, key: str
+) -> tuple[np.ndarray, list[str]]:
+    """Return labels, int64 [N], and the names they index."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_integer(column.type) and names is not None:
+        numbers = column.to_numpy().astype(np.int64)
+        if numbers.min() < 0 or numbers.max() >= len(names):
+            what = f"{location}: labels {numbers.min()} to {numbers.max()} do not fit {len(names)} class names"
+            raise DataError(Problem(what, "Number the classes from 0 or correct the names", key=key))
+        return numbers, names
+    if not (pa.types.is_integer(column.type) or _is_string(column.type)):
+        what = f"{location}: labels are {column.type}, not strings or integers"
+        raise DataError(Problem(what, "Store class names or numbers", key=key))
+    found = sorted(column.unique().to_pylist())
+    values = found if names is None else names
+    number = {value: i for i, value in enumerate(values)}
+    if extra := [value for value in found if value not in number]:
+        what = f"{location}: its list of classes does not hold the labels {_join(extra[:_SHOWN])}"
+        raise DataError(Problem(what, "Correct the labels or the list", key=key))
+    labels = np.array([number[value] for value in column.to_pylist()], dtype=np.int64)
+    return labels, [str(value) for value in values]
+
+
+def _unpack(location: Location, column: pa.ChunkedArray, key: str) -> pa.ChunkedArray:
+    """Return the bytes of structs {bytes, path}, or their paths where no bytes are stored."""
+    names = [column.type.field(i).name for i in range(column.type.num_fields)]
+    parts = dict(zip(names, column.flatten(), strict=True))
+    for name in ("bytes", "path"):
+        if name in parts and not parts[name].null_count:
+            return parts[name]
+    what = f"{location}: image structs need `bytes` or `path` in every row (fields: {_join(names)})"
+    raise DataError(Problem(what, "Fill one of the two for all rows", key=key))
+
+
+def _files(
+    location: Location, paths: list[str], labels: np.ndarray, classes: list[str], key: str
+) -> FilesSource:
+    address, mark, query = location.uri.partition("?")
+    root = Location((address.rpartition("/")[0] or "/") + mark + query)
+    sizes = _sizes(root, paths)
+    missing = [path for path in paths if path not in sizes]
+    if missing:
+        what = f"{location} names {len(missing)} files that are not there: {_join(missing[:_SHOWN])}"
+        if len(missing) > _SHOWN:
+            what += f" and {len(missing) - _SHOWN} more"
+        raise DataError(Problem(what, f"Paths are relative to {root}", key=key))
+    twice = len(paths) - len(set(paths))
+    warnings = [f"{location}: {twice} rows name a file that another row names too."] if twice else []
+    return FilesSource(
+        root, paths, np.array([sizes[path] for path in paths], np.int64), labels, classes, warnings
+    )
+
+
+def _sizes(root: Location, paths: list[str]) -> dict[str, int]:
+    """Return the sizes in bytes of those files that exist."""
+    if root.is_local:
+        return {path: os.path.getsize(root.child(path)) for path in paths if os.path.isfile(root.child(path))}
+    # One listing instead of a request per file.
+    listing = root.filesystem.get_file_info(fs.FileSelector(root.path, recursive=True))
+    known = {info.path: info.size for info in listing if info.type == fs.FileType.File}
+    full = {path: posixpath.normpath(root.child(path)) for path in paths}
+    return {path: known[full[path]] for path in paths if full[path] in known}
