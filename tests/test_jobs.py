@@ -45,11 +45,14 @@ def test_job_is_valid_and_names_files_that_ship(path: Path) -> None:
         assert source.startswith("torchvision:") or (path.parent / source).is_file(), source
 
 
-def test_second_job_of_the_chain_reads_the_first_ones_run_folder(project_dir: Path) -> None:
+def test_second_job_of_the_chain_reads_the_first_ones_run_folder(
+    project_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Storage is relative to the current directory, here the project's; weights to the spec's folder.
+    monkeypatch.chdir(project_dir)
     chain = JOBS_DIR / "pretrain-then-finetune"
     first, second = (load_spec(chain / name).spec for name in ("1-pretrain.yaml", "2-finetune.yaml"))
 
-    # Storage is relative to the current directory, here the project's; weights to the spec's folder.
     assert (chain / second.model.weights).resolve() == project_dir / first.storage / first.name
 
 
