@@ -1,0 +1,61 @@
+"""Paths in a spec made absolute: relative to the spec's file, or to where the program was started."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tltrain.spec.names import TORCHVISION_PREFIX
+from tltrain.spec.schema import Spec
+from tltrain.spec.yaml_text import Document
+
+_SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
+_WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors")
+
+
+def make_absolute(spec: Spec, document: Document, base: Path) -> Spec:
+    """A copy of `spec` whose paths are absolute.
+
+    Sources and weights from the file are relative to `base`, the file's folder; those from `--set`, and
+    `storage`, are relative to the current directory. `~` is the home folder. Names and `scheme://` addresses
+    stay as they are.
+    """
+    cwd = Path.cwd()
+
+    def origin(section: str, key: str) -> Path:
+        return cwd if document.place((section, key)).startswith("--set") else base
+
+    data = {
+        key: _source(getattr(spec.data, key), origin("data", key))
+        for key in ("train", "val", "test")
+        if isinstance(getattr(spec.data, key), str)
+    }
+    weights = _weights(spec.model.weights, origin("model", "weights"))
+    return spec.model_copy(
+        update={
+            "data": spec.data.model_copy(update={**data, "root": _absolute(spec.data.root, cwd)}),
+            "model": spec.model.model_copy(update={"weights": weights}),
+            "storage": _source(spec.storage, cwd),
+        }
+    )
+
+
+def is_address(text: str) -> bool:
+    """Whether a source is `scheme://...`."""
+    return _SCHEME.match(text) is not None
+
+
+def _source(text: str, base: Path) -> str:
+    return text if text.startswith(TORCHVISION_PREFIX) or is_address(text) else _absolute(text, base)
+
+
+def _weights(text: str, base: Path) -> str:
+    if text in ("default", "random") or is_address(text):
+        return text
+    is_path = "/" in text or os.sep in text or text.startswith("~") or text.endswith(_WEIGHT_SUFFIXES)
+    return _absolute(text, base) if is_path or (base / text).is_dir() else text
+
+
+def _absolute(text: str, base: Path) -> str:
+    return os.path.abspath(base / os.path.expanduser(text))

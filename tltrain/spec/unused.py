@@ -1,0 +1,69 @@
+"""Settings that were given but have no effect beside the others: worth a warning, not an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
+
+from tltrain.errors import Problem
+from tltrain.spec.checks import has_validation
+from tltrain.spec.names import TABLE_SUFFIXES, TORCHVISION_PREFIX
+from tltrain.spec.schema import Spec
+
+_ADAMS = ("adam", "adamw", "nadam", "radam", "adamax")
+
+
+class _Rule(NamedTuple):
+    """`key` has no effect where `unused` holds, for the reason given."""
+
+    key: str
+    unused: Callable[[Spec], bool]
+    reason: str
+
+
+def _sources(spec: Spec) -> list[str]:
+    return [text for text in (spec.data.train, spec.data.val, spec.data.test) if isinstance(text, str)]
+
+
+def _no_tables(spec: Spec) -> bool:
+    return not any(text.partition("?")[0].lower().endswith(TABLE_SUFFIXES) for text in _sources(spec))
+
+
+def _no_torchvision(spec: Spec) -> bool:
+    return not any(text.startswith(TORCHVISION_PREFIX) for text in _sources(spec))
+
+
+def _head_only(spec: Spec) -> bool:
+    return spec.model.freeze_depth == "all" and not spec.train.unfreeze
+
+
+RULES = (
+    _Rule(
+        "optim.momentum",
+        lambda s: s.optim.name not in ("sgd", "rmsprop"),
+        "only sgd and rmsprop have a momentum",
+    ),
+    _Rule("optim.nesterov", lambda s: s.optim.name != "sgd", "only sgd has Nesterov momentum"),
+    _Rule("optim.betas", lambda s: s.optim.name not in _ADAMS, "only " + ", ".join(_ADAMS) + " have betas"),
+    _Rule("optim.decay_norm_and_bias", lambda s: s.optim.weight_decay == 0, "optim.weight_decay is 0"),
+    _Rule("optim.step_epochs", lambda s: s.optim.schedule != "step", "optim.schedule is not step"),
+    _Rule("optim.step_factor", lambda s: s.optim.schedule != "step", "optim.schedule is not step"),
+    _Rule(
+        "optim.final_factor",
+        lambda s: s.optim.schedule in ("constant", "step"),
+        "only the schedules cosine and one_cycle have an end",
+    ),
+    _Rule("optim.layer_decay", _head_only, "only the head is trained"),
+    _Rule("train.best_metric", lambda s: not has_validation(s), "there are no validation images (data.val)"),
+    _Rule("data.image_column", _no_tables, "no source is a table"),
+    _Rule("data.label_column", _no_tables, "no source is a table"),
+    _Rule("data.root", _no_torchvision, "no source is torchvision:NAME"),
+    _Rule("data.download", _no_torchvision, "no source is torchvision:NAME"),
+)
+
+
+def unused_settings(spec: Spec, given: Collection[str]) -> Iterator[Problem]:
+    """A problem for each of the `given` dotted keys that changes nothing."""
+    for rule in RULES:
+        if rule.key in given and rule.unused(spec):
+            yield Problem(f"has no effect: {rule.reason}", "Leave it out, or change the other", key=rule.key)
