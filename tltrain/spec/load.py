@@ -102,7 +102,8 @@ def _validated(document: Document) -> Spec:
     problems = document.problems + [finding.problem for finding in findings]
     usable = spec or _without_faults(document, findings)
     if usable is not None:
-        wrong = [dotted(finding.path) for finding in findings] + [problem.key for problem in document.problems]
+        wrong = [dotted(finding.path) for finding in findings if not finding.unknown]
+        wrong += [problem.key for problem in document.problems]
         problems += [_at(document, problem) for problem in check(usable, [key for key in wrong if key])]
     if problems or spec is None:
         raise SpecError(problems)
@@ -118,7 +119,7 @@ def _without_faults(document: Document, findings: Sequence[Finding]) -> Spec | N
         ("data",): {"train": "."},
     }
     stand_ins |= {("model", "name"): "resnet50", ("data", "train"): "."}
-    for path, _ in sorted(findings, key=lambda finding: finding.path, reverse=True):
+    for path in sorted((finding.path for finding in findings), reverse=True):
         _remove(values, path)
         if path in stand_ins:
             keys.set_value(values, path, stand_ins[path])
