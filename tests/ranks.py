@@ -1,0 +1,91 @@
+"""Runs a function in several processes that train together, as torchrun or Ray Train would start them."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import multiprocessing.context
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tltrain.train.distributed import Group
+
+LIMIT_S = 120
+
+
+@functools.cache
+def _context() -> multiprocessing.context.ForkServerContext:
+    """A server that has imported torch and the training floor once, and forks clean processes from there."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tltrain.train.session", "ranks"])
+    return context
+
+
+def _enter(rank: int, world_size: int, store: str, queue: Any, function: Callable[..., Any], arguments: Any) -> None:
+    torch.set_num_threads(1)
+    try:
+        if world_size > 1:
+            timeout = timedelta(seconds=LIMIT_S)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timeout
+            )
+        group = Group(rank, world_size, rank, world_size, torch.device("cpu"))
+        queue.put((rank, None, function(group, *arguments)))
+    except BaseException as error:  # handed to the test, which raises it
+        queue.put((rank, f"{type(error).__name__}: {error}\n{traceback.format_exc()}", None))
+        raise SystemExit(1) from error
+
+
+def start(world_size: int, function: Callable[..., Any], *arguments: Any) -> tuple[list[Any], Any]:
+    """Start `function(group, *arguments)` on `world_size` CPU ranks; return the processes and their queue."""
+    context = _context()
+    queue = context.Queue()
+    store = tempfile.mktemp(prefix="tltrain-test-store-")
+    processes = [
+        context.Process(target=_enter, args=(rank, world_size, store, queue, function, arguments), daemon=False)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    return processes, queue
+
+
+def run(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Run `function(group, *arguments)` on `world_size` CPU ranks and return their results in order of rank."""
+    processes, queue = start(world_size, function, *arguments)
+    try:
+        results: dict[int, Any] = {}
+        for _ in processes:
+            rank, error, value = queue.get(timeout=LIMIT_S)
+            assert error is None, f"rank {rank}: {error}"
+            results[rank] = value
+        return [results[rank] for rank in range(world_size)]
+    finally:
+        stop(processes)
+
+
+def run_until_death(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[int | None]:
+    """Run until some rank dies, kill the others as a launcher would, and return the exit codes."""
+    processes, _ = start(world_size, function, *arguments)
+    deadline = time.monotonic() + LIMIT_S
+    while all(process.exitcode is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    codes = [process.exitcode for process in processes]
+    stop(processes)
+    return codes
+
+
+def stop(processes: list[Any]) -> None:
+    """End what still runs."""
+    for process in processes:
+        process.join(timeout=2)
+        if process.is_alive():
+            process.kill()
+            process.join()

@@ -1,0 +1,184 @@
+"""A run in this process: what it learns, what stays frozen, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ranks
+import torch
+import torchvision
+from safetensors.torch import load_file
+from tiny import tiny_spec, write_digits
+
+from tltrain.data.splits import load_splits
+from tltrain.errors import DataError, DivergedError
+from tltrain.run_folder import RunFolder
+from tltrain.spec.schema import Spec
+from tltrain.train.distributed import Group
+from tltrain.train.session import class_weights, fine_tune, fingerprint
+
+ALONE = Group(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
+
+
+def train(spec: Spec) -> tuple[RunFolder, dict[str, Any]]:
+    run = RunFolder.at(spec.storage, spec.name)
+    return run, fine_tune(spec, run, ALONE)
+
+
+def saved_model(run: RunFolder) -> dict[str, torch.Tensor]:
+    assert run.model.local_path is not None
+    return load_file(run.model.local_path / "model.safetensors")
+
+
+def test_a_run_learns_digits_and_leaves_a_complete_folder(tmp_path: Path) -> None:
+    write_digits(tmp_path, train=400)
+    changes = {"model.freeze_depth": 0, "train.epochs": 8, "optim.name": "adamw", "optim.learning_rate": 3e-3}
+    run, summary = train(tiny_spec(tmp_path, changes))
+    assert summary["evaluation"]["accuracy"] > 0.5  # chance is 0.1
+    assert summary["evaluation"]["num_images"] == 45
+    evaluation = run.read_json("evaluation.json")
+    assert evaluation["split"] == "test"
+    assert sum(map(sum, evaluation["confusion_matrix"])) == 45
+    assert run.folder.local_path is not None
+    table = pq.read_table(run.folder.local_path / "predictions.parquet").to_pylist()
+    assert sum(row["correct"] for row in table) / 45 == pytest.approx(evaluation["accuracy"])
+    steps = [(row["lane"], row["step"]) for row in run.metrics()]
+    assert len(set(steps)) == len(steps) == 8
+
+
+def test_the_model_loads_in_plain_torchvision_and_predicts_the_same(tmp_path: Path) -> None:
+    run, _ = train(tiny_spec(tmp_path))
+    folder = run.model.local_path
+    assert folder is not None
+    card = json.loads((folder / "model.json").read_text())
+    model = torchvision.models.get_model(card["name"], **card["arguments"])
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.eval()
+    assert card["classes"] == [str(digit) for digit in range(10)]
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("freeze_depth", [1, 3, "all"])
+def test_frozen_tensors_and_buffers_do_not_move_and_trained_ones_do(tmp_path: Path, freeze_depth: int | str) -> None:
+    spec = tiny_spec(tmp_path, {"model.freeze_depth": freeze_depth, "data.augment": "basic"})
+    run, _ = train(spec)
+    from tltrain.models.zoo import build_network
+
+    network = build_network(spec.model, 10, seed=spec.seed)
+    depth = network.staged.resolve_depth(freeze_depth)
+    before, after = network.module.state_dict(), saved_model(run)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        if network.staged.stage_of(name) < depth:
+            assert torch.equal(tensor, after[name]), name
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert any("weight" in name for name in moved)
+    assert all(network.staged.stage_of(name) >= depth for name in moved)
+
+
+def parameters_of_all_ranks(group: Group, spec: Spec) -> str:
+    from tltrain.train.session import Session
+
+    session = Session(spec, RunFolder.at(spec.storage, spec.name), group, None)
+    session.train(session.resume())
+    assert session.lane.depth == 0
+    parameters = {name: tensor.clone() for name, tensor in session.lane.suffix.named_parameters()}
+    return fingerprint(torch.nn.ParameterDict({name.replace(".", "_"): value for name, value in parameters.items()}))
+
+
+def test_parameters_unfrozen_later_train_and_stay_equal_on_all_ranks(tmp_path: Path) -> None:
+    changes = {"model.freeze_depth": "all", "train.unfreeze": [{"at_epoch": 1, "freeze_depth": 0}]}
+    first, second = ranks.run(2, parameters_of_all_ranks, tiny_spec(tmp_path, changes))
+    assert first == second
+    run = RunFolder.at(str(tmp_path / "runs"), "tiny")
+    assert [row["frozen_stages"] > 0 for row in run.metrics()] == [True, False]
+
+
+def test_validation_counts_every_image_once_whatever_the_number_of_ranks(tmp_path: Path) -> None:
+    # 45 test images do not divide by 2; padding would count one twice.
+    changes = {"model.freeze_depth": "all"}
+    for world_size in (1, 2):
+        spec = tiny_spec(tmp_path, changes, name=f"world-{world_size}")
+        ranks.run(world_size, run_on, spec)
+        run = RunFolder.at(spec.storage, spec.name)
+        assert run.read_json("evaluation.json")["num_images"] == 45
+        positions = pq.read_table(f"{run.uri}/predictions.parquet")["id"].to_pylist()
+        assert len(set(positions)) == 45
+
+
+def run_on(group: Group, spec: Spec) -> dict[str, Any]:
+    return fine_tune(spec, RunFolder.at(spec.storage, spec.name), group)
+
+
+def test_accumulation_gives_the_same_step_as_the_whole_batch(tmp_path: Path) -> None:
+    losses = []
+    for parts in (1, 4):
+        spec = tiny_spec(
+            tmp_path, {"model.freeze_depth": "all", "train.accumulation_steps": parts}, name=f"parts-{parts}"
+        )
+        run, _ = train(spec)
+        losses.append([row["train_loss"] for row in run.metrics()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_early_stopping_ends_the_run_and_the_best_epoch_is_evaluated(tmp_path: Path) -> None:
+    changes = {
+        "train.epochs": 30,
+        "train.early_stopping": {"patience": 2, "min_delta": 0.5},
+        "train.best_metric": "loss",
+        "optim.learning_rate": 1e-6,
+    }
+    run, summary = train(tiny_spec(tmp_path, changes))
+    table = run.metrics()
+    assert len(table) == 3
+    best = min(table, key=lambda row: row["val_loss"])
+    assert summary["best"]["epoch"] == best["epoch"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_rate(tmp_path: Path) -> None:
+    spec = tiny_spec(tmp_path, {"optim.learning_rate": 1e30, "optim.schedule": "constant", "model.freeze_depth": 0})
+    run = RunFolder.at(spec.storage, spec.name)
+    with pytest.raises(DivergedError, match=r"lane-0 is not finite at step \d+ \(learning rate 1e\+30\)"):
+        fine_tune(spec, run, ALONE)
+    assert run.checkpoints.names() == []
+
+
+def test_balanced_class_weights_are_inverse_frequency_with_mean_one(tmp_path: Path) -> None:
+    spec = tiny_spec(tmp_path, {"train.class_weights": "balanced"})
+    splits = load_splits(spec.data, spec.seed)
+    weights = class_weights(spec, splits)
+    assert weights is not None
+    counts = torch.bincount(torch.from_numpy(splits.train.labels))
+    products = weights * counts
+    assert math.isclose(float(weights.mean()), 1.0, rel_tol=1e-6)
+    assert torch.allclose(products, products[0].expand(10))
+
+
+def test_class_weights_must_name_every_class(tmp_path: Path) -> None:
+    spec = tiny_spec(tmp_path, {"train.class_weights": {"0": 1.0, "banana": 2.0}})
+    with pytest.raises(DataError, match="banana"):
+        class_weights(spec, load_splits(spec.data, spec.seed))
+
+
+def test_changed_data_is_noticed_on_resume(tmp_path: Path) -> None:
+    train(tiny_spec(tmp_path))
+    write_digits(tmp_path, train=90)
+    with pytest.raises(DataError, match="data has changed"):
+        train(tiny_spec(tmp_path))
+
+
+def test_without_validation_the_last_epoch_is_evaluated(tmp_path: Path) -> None:
+    run, summary = train(tiny_spec(tmp_path, {"data.val": None}))
+    assert summary["best"] is None
+    assert summary["evaluation"]["split"] == "test"
+    assert all("val_loss" not in row for row in run.metrics())
+
+
+def test_without_any_test_images_validation_is_what_is_evaluated_and_named(tmp_path: Path) -> None:
+    _, summary = train(tiny_spec(tmp_path, {"data.test": None}))
+    assert summary["evaluation"]["split"] == "validation"

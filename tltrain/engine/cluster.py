@@ -1,0 +1,118 @@
+"""Joining a Ray cluster, or starting a private one on this machine for the length of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+
+import ray
+
+from tltrain.engine.plan import Node, Request, find_shortage, make_request
+from tltrain.errors import ResourceError
+from tltrain.spec.schema import ResourcesSpec
+
+logger = logging.getLogger(__name__)
+
+# Set before Ray is first used: quieter, quicker to notice the end of a worker, and nothing sent to anybody.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names (as in a Ray job), or start one on this machine, for a `with` block.
+
+    The private cluster listens with a token of its own that stands in no file, and its folder goes with it. A process
+    that is connected already stays so.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with _joined() if os.environ.get("RAY_ADDRESS") else _private():
+        yield
+
+
+@contextlib.contextmanager
+def _joined() -> Iterator[None]:
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        address = os.environ["RAY_ADDRESS"]
+        raise ResourceError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {error}",
+            "Start one there, give its token in RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run on this machine",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private() -> Iterator[None]:
+    # Ray turns token mode on by itself where RAY_AUTH_MODE is unset; with a token at hand it writes none to a file.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with tempfile.TemporaryDirectory(prefix="tltrain-ray-", ignore_cleanup_errors=True) as folder:
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
+            yield
+        finally:
+            ray.shutdown()
+
+
+def live_nodes() -> list[Node]:
+    """Return the nodes that are alive now, with all they have."""
+    return [
+        Node(node["NodeManagerHostname"], int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        for node in ray.nodes()
+        if node["Alive"] and (resources := node["Resources"]) is not None
+    ]
+
+
+def wait_for_room(resources: ResourcesSpec) -> Request:
+    """Return the request as the cluster can hold it, waiting up to `resources.wait_s` for nodes to join.
+
+    Raises ResourceError with the arithmetic where it still does not fit then.
+    """
+    deadline = time.monotonic() + resources.wait_s
+    told = False
+    while True:
+        nodes = live_nodes()
+        request = make_request(resources, nodes)
+        shortage = find_shortage(request, nodes)
+        if shortage is None:
+            return request
+        if time.monotonic() >= deadline:
+            raise ResourceError(shortage)
+        if not told:
+            logger.info("waiting up to %g s for nodes: %s", resources.wait_s, shortage.what)
+            _ask_autoscaler(request)
+            told = True
+        time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
+
+
+def _ask_autoscaler(request: Request) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    bundle = {"CPU": request.cpus_per_worker} | ({"GPU": request.gpus_per_worker} if request.gpus_per_worker else {})
+    request_resources(bundles=[bundle] * request.min_workers)

@@ -1,0 +1,120 @@
+"""Ray Train: run the training floor on a worker group, and start it again when workers or nodes are lost."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from tltrain.engine.cluster import connected, wait_for_room
+from tltrain.engine.plan import Request
+from tltrain.engine.retry import Cause, classify, decide
+from tltrain.engine.worker import train_worker
+from tltrain.errors import ResourceError, RunError, TltrainError
+from tltrain.run_folder import RunFolder
+from tltrain.spec.schema import Spec
+
+logger = logging.getLogger(__name__)
+
+RAY_FOLDER = "ray"
+
+
+def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, Any]:
+    """Train `spec` in `run` on the cluster and return the summary. `poll` is called a few times a second meanwhile.
+
+    Raises ResourceError where the cluster cannot hold the request, the worker's own TltrainError, or RunError.
+    """
+    with connected():
+        failures = 0
+        while True:
+            request = wait_for_room(spec.resources)
+            run.update(attempts=run.state().get("attempts", 0) + 1, workers=request.max_workers)
+            try:
+                summary = _attempt(spec, run, request, poll)
+                run.folder.delete(RAY_FOLDER)
+                return summary
+            except TrainingFailedError as error:
+                _retry_or_raise(error, failures, spec.resources.max_failures)
+                failures += 1
+
+
+def _attempt(spec: Spec, run: RunFolder, request: Request, poll: Callable[[], None]) -> dict[str, Any]:
+    """Run one worker group to its end in a thread, so that this one stays free for `poll` and for Ctrl-C."""
+    trainer = _build_trainer(spec, run, request)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray-train") as executor:
+        future = executor.submit(trainer.fit)
+        while not future.done():
+            concurrent.futures.wait([future], timeout=0.2)
+            poll()
+        return future.result().return_value
+
+
+def _build_trainer(spec: Spec, run: RunFolder, request: Request) -> ray.train.torch.TorchTrainer:
+    workers = (request.min_workers, request.max_workers) if request.is_elastic else request.max_workers
+    resources = {"CPU": request.cpus_per_worker} | ({"GPU": request.gpus_per_worker} if request.gpus_per_worker else {})
+    # Ray's own notes stand in the run folder, which all nodes must reach anyway.
+    filesystem, path = run.folder.child(RAY_FOLDER).arrow
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"spec": spec.model_dump_json(), "run": run.uri, "python_path": os.getcwd()},
+        torch_config=ray.train.torch.TorchConfig(timeout_s=round(spec.resources.collective_timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=request.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            placement_strategy=request.placement.upper(),
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{run.state()['attempts']}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            # Restarts are decided here, by cause; Ray would also repeat errors of the user.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    )
+
+
+def _retry_or_raise(error: TrainingFailedError, failures_before: int, max_failures: int) -> None:
+    """Wait for the next attempt, or raise what the user should see."""
+    failures = _unwrap(error)
+    cause = classify(failures)
+    decision = decide(cause, failures_before=failures_before, max_failures=max_failures)
+    if decision.retry:
+        logger.warning("%s", decision.reason)
+        time.sleep(decision.wait_s)
+        return
+    for failure in failures:
+        if isinstance(failure, TltrainError):
+            raise failure from None
+    if cause is Cause.OUT_OF_MEMORY:
+        raise ResourceError(
+            "a GPU ran out of memory", "Double train.accumulation_steps: the result stays the same"
+        ) from error
+    raise RunError(
+        f"{decision.reason}.\n{error}", "Run the same command again to go on from the newest checkpoint"
+    ) from error
+
+
+def _unwrap(error: TrainingFailedError) -> list[BaseException]:
+    """Return the exceptions behind Ray's: one per failed worker, or the controller's."""
+    failures: list[BaseException] = list(getattr(error, "worker_failures", {}).values())
+    controller_failure = getattr(error, "controller_failure", None)
+    if controller_failure is not None:
+        failures.append(controller_failure)
+    return [_inner(failure) for failure in failures] or [error]
+
+
+def _inner(failure: BaseException) -> BaseException:
+    for attribute in ("_base_exc", "health_check_failure"):
+        inner = getattr(failure, attribute, None)
+        if isinstance(inner, BaseException):
+            return inner
+    return failure

@@ -1,0 +1,44 @@
+"""What runs in each Ray Train worker: the training floor, told by Ray who its neighbours are."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from tltrain.run_folder import RunFolder
+from tltrain.spec.schema import Spec
+from tltrain.train.distributed import Group
+from tltrain.train.session import fine_tune
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Run one rank. `config` holds the spec as JSON text, the run's address and the driver's folder."""
+    if config["python_path"] not in sys.path:
+        sys.path.insert(0, config["python_path"])
+    spec = Spec.model_validate_json(config["spec"])
+    return fine_tune(spec, RunFolder.open(config["run"]), current_group(), report=_report)
+
+
+def current_group() -> Group:
+    """Return this worker's place as Ray Train sees it; Ray has started the process group already."""
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    assert isinstance(device, torch.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return Group(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_world_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+        device=device,
+    )
+
+
+def _report(row: dict[str, Any]) -> None:
+    ray.train.report(row)

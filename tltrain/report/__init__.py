@@ -1,0 +1,1 @@
+"""Runs made visible, from their folders alone. Never imports torch or ray."""

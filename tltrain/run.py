@@ -1,0 +1,209 @@
+"""The far side: `python -m tltrain.run SPEC` trains what a spec asks for, here or on the cluster it is started on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tltrain.errors import EXIT_INTERRUPTED, Problem, SpecError, TltrainError
+from tltrain.report import lines
+from tltrain.run_folder import RunFolder
+from tltrain.spec.load import LoadedSpec, differences, dump_yaml, load_spec, parse_spec
+from tltrain.spec.schema import Spec
+
+logger = logging.getLogger("tltrain")
+
+# Keys that do not change what is computed, so that a run may go on with other values.
+FREE_ON_RESUME = (
+    "resources",
+    "checkpoint",
+    "storage",
+    "data.num_loader_workers",
+    "data.download",
+    "data.root",
+)
+
+
+def execute(loaded: LoadedSpec, *, local: bool) -> int:
+    """Train `loaded` and print how it goes; return the exit code.
+
+    `local` trains in this process (one of several under torchrun) without Ray. Raises TltrainError.
+    """
+    spec = loaded.spec
+    run = RunFolder.at(spec.storage, spec.name)
+    return _execute_local(spec, run) if local else _execute_on_ray(spec, run)
+
+
+def _execute_on_ray(spec: Spec, run: RunFolder) -> int:
+    if _is_finished(spec, run):
+        return _tell_finished(run)
+    facts = _facts(spec, run, workers=_workers_text(spec))
+    _prepare(spec, run)
+    _write_lines(lines.header(facts))
+
+    from tltrain.engine.fit import fit
+
+    follower = lines.Follower(run, spec.train.epochs, _progress)
+    summary = _tracked(run, lambda: fit(spec, run, poll=follower.poll))
+    follower.poll(now=True)
+    return _finish(run, summary)
+
+
+def _execute_local(spec: Spec, run: RunFolder) -> int:
+    import torch
+
+    from tltrain.train.distributed import group_from_environment
+    from tltrain.train.session import fine_tune
+
+    wants_gpu = spec.resources.gpus_per_worker != 0 and torch.cuda.is_available()
+    group = group_from_environment(use_gpu=wants_gpu, timeout_s=spec.resources.collective_timeout_s)
+    if group.broadcast(_is_finished(spec, run) if group.is_first else None):
+        return _tell_finished(run) if group.is_first else 0
+    if not group.is_first:
+        group.barrier()
+        fine_tune(spec, run, group)
+        return 0
+    facts = _facts(spec, run, workers=f"{group.world_size} on {group.device.type}, in this process (--local)")
+    _prepare(spec, run)
+    _write_lines(lines.header(facts))
+    group.barrier()
+    follower = lines.Follower(run, spec.train.epochs, _progress)
+    summary = _tracked(run, lambda: fine_tune(spec, run, group, report=lambda _: follower.poll(now=True)))
+    return _finish(run, summary)
+
+
+def _is_finished(spec: Spec, run: RunFolder) -> bool:
+    """Whether the run is done already. Raises SpecError where the folder holds a run of another spec."""
+    if not run.exists():
+        return False
+    before = parse_spec(run.spec_text(), where=f"{run.uri}/spec.yaml", base=run.folder.local_path).spec
+    changed = [
+        Problem(
+            f"the run {spec.name} in {run.uri} was started with {old!r}, and now it is {new!r}",
+            "Choose another name, or go back to the old value to resume it",
+            key=key,
+        )
+        for key, old, new in differences(before, spec)
+        if not key.startswith(FREE_ON_RESUME)
+    ]
+    if changed:
+        raise SpecError(changed)
+    return run.state().get("state") == "finished"
+
+
+def _facts(spec: Spec, run: RunFolder, *, workers: str) -> dict[str, Any]:
+    """Check the spec against data and model, and return what the header shows."""
+    from tltrain.train.explain import explain
+    from tltrain.train.finish import versions
+
+    explanation = explain(spec).to_dict()
+    shown = ", ".join(f"{name} {version}" for name, version in versions().items())
+    model = spec.model.name or spec.model.factory
+    return {**explanation, "run": run.uri, "model": model, "workers": workers, "versions": shown}
+
+
+def _workers_text(spec: Spec) -> str:
+    count, gpus = spec.resources.num_workers, spec.resources.gpus_per_worker
+    number = str(count) if isinstance(count, int) else f"{count.min} to {count.max}"
+    where = f"the cluster at {os.environ['RAY_ADDRESS']}" if "RAY_ADDRESS" in os.environ else "this machine"
+    each = f"{spec.resources.cpus_per_worker} CPU" + {"auto": "", 0: ""}.get(gpus, f" + {gpus} GPU")
+    return f"{number} x {each}, Ray Train on {where}"
+
+
+def _prepare(spec: Spec, run: RunFolder) -> None:
+    from tltrain.train.finish import versions
+
+    if run.exists():
+        _progress(f"Resuming run {spec.name}")
+    run.write_spec(dump_yaml(spec))
+    started = run.state().get("started_at", time.time())
+    run.update(name=spec.name, state="running", started_at=started, versions=versions(), error=None)
+
+
+def _tracked(run: RunFolder, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run `train`, keeping run.json's state true whatever happens."""
+    try:
+        return train()
+    except KeyboardInterrupt:
+        run.update(state="interrupted")
+        _progress("Interrupted. Run the same command again to go on from the newest checkpoint.")
+        raise
+    except TltrainError as error:
+        run.update(state="failed", error=[str(problem) for problem in error.problems])
+        raise
+
+
+def _finish(run: RunFolder, summary: Mapping[str, Any]) -> int:
+    run.update(state="finished", finished_at=time.time(), **summary)
+    return _print_result(run)
+
+
+def _tell_finished(run: RunFolder) -> int:
+    _progress(f"Run {run.name} is finished already; nothing was trained.")
+    return _print_result(run)
+
+
+def _print_result(run: RunFolder) -> int:
+    print("\n".join(lines.result(run.state(), run.uri)), flush=True)
+    return 0
+
+
+def _write_lines(texts: Sequence[str]) -> None:
+    for text in texts:
+        _progress(text)
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def explain(loaded: LoadedSpec, *, as_json: bool) -> int:
+    """Print what `loaded` would do: stages, frozen or trained, rates, costs, data counts. Returns the exit code."""
+    from tltrain.train.explain import explain as work_out
+
+    explanation = work_out(loaded.spec)
+    if as_json:
+        print(json.dumps(explanation.to_dict(), indent=2))
+    else:
+        print("\n".join(lines.explanation(explanation.to_dict(), _workers_text(loaded.spec))))
+    return 0
+
+
+def evaluate_run(run: str, data: str, *, as_json: bool) -> int:
+    """Evaluate a finished run's model on the images of `data` and print the numbers. Returns the exit code."""
+    from tltrain.train.reevaluate import evaluate_model
+
+    evaluation = evaluate_model(RunFolder.open(run), data)
+    print(json.dumps(evaluation, indent=2) if as_json else "\n".join(lines.evaluation(evaluation)))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python -m tltrain.run SPEC [--set KEY=VALUE ...] [--local]`; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tltrain.run", description=main.__doc__)
+    parser.add_argument("spec", metavar="SPEC", help="the spec file")
+    parser.add_argument("--set", dest="sets", metavar="KEY=VALUE", action="append", default=[], help="override a key")
+    parser.add_argument("--local", action="store_true", help="train in this process, without Ray")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    try:
+        loaded = load_spec(options.spec, options.sets)
+        for warning in loaded.warnings:
+            logger.warning("warning: %s", warning)
+        return execute(loaded, local=options.local)
+    except TltrainError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

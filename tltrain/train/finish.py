@@ -1,0 +1,95 @@
+"""The end of a run: evaluate a split over all ranks, and save the whole model with all it needs to be used."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import save
+from torch import Tensor
+
+from tltrain.data.loader import Batch
+from tltrain.data.preprocessing import Preprocessing
+from tltrain.data.splits import Split
+from tltrain.models.zoo import Network
+from tltrain.spec.schema import Spec
+from tltrain.storage import Folder
+from tltrain.train.distributed import Group
+from tltrain.train.evaluation import Predictions, evaluate, write_predictions
+
+
+def evaluate_split(
+    outputs: Iterable[tuple[Batch, Tensor]],
+    split: Split,
+    classes: Sequence[str],
+    group: Group,
+    folder: Folder,
+) -> dict[str, Any] | None:
+    """Evaluate this rank's `outputs` (batches with logits float32 [b, C]) together with all other ranks'.
+
+    Writes predictions.parquet into `folder`. Returns the evaluation on rank 0, None elsewhere.
+    """
+    mine = [Predictions.from_logits(logits, batch.labels, batch.ids) for batch, logits in outputs]
+    gathered = group.gather(mine)
+    if gathered is None:
+        return None
+    predictions = Predictions.concatenate([part for parts in gathered for part in parts])
+    write_predictions(folder, predictions, [split.identity(i) for i in range(len(split))], classes)
+    return evaluate(predictions, classes)
+
+
+def headline(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of an evaluation that belong in a summary."""
+    names = (
+        "num_images",
+        "accuracy",
+        "accuracy_interval_95",
+        "top5_accuracy",
+        "loss",
+        "expected_calibration_error",
+    )
+    return {name: evaluation[name] for name in names}
+
+
+def model_card(
+    spec: Spec,
+    network: Network,
+    preprocessing: Preprocessing,
+    classes: Sequence[str],
+    summary: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what stands in model.json: all that is needed to rebuild the network and to use it."""
+    return {
+        "format": 1,
+        "name": spec.model.name,
+        "factory": spec.model.factory,
+        "arguments": network.arguments,
+        "classes": list(classes),
+        "preprocessing": preprocessing.to_dict(),
+        "run": spec.name,
+        "pretrained": network.weights_origin,
+        "freeze_depth": spec.model.freeze_depth,
+        "stages": [stage.name for stage in network.staged.stages],
+        "versions": versions(),
+        **summary,
+    }
+
+
+def save_model(folder: Folder, card: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write model.safetensors and model.json into `folder`; model.json comes last."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    folder.write_bytes("model.safetensors", save(tensors))
+    folder.write_bytes("model.json", (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide how numbers come out."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
