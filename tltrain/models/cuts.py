@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 from torchvision.ops import Permute
 
-_VIEWS = frozenset(
-    "view reshape permute transpose flatten squeeze unsqueeze expand chunk split unbind getitem contiguous t".split()
+_VIEWS = (
+    *("view", "reshape", "permute", "transpose", "t", "flatten", "squeeze", "unsqueeze", "expand"),
+    *("chunk", "split", "unbind", "getitem", "contiguous"),
 )
 _VIEW_MODULES = (nn.Flatten, nn.Identity, nn.Dropout, Permute)
 
@@ -182,9 +183,7 @@ def is_parameter(module: nn.Module, name: str) -> bool:
         return False
 
 
-def _trace(
-    module: nn.Module, leaves: Leaves, training: bool
-) -> tuple[fx.Graph, dict[fx.Node, str], dict[str, Tensor]]:
+def _trace(module: nn.Module, leaves: Leaves, training: bool) -> tuple[fx.Graph, dict[fx.Node, str], dict[str, Tensor]]:
     tracer = _Tracer(leaf_modules=list(leaves.modules), autowrap_functions=tuple(leaves.functions))
     before = set(vars(module))
     defaults = _defaults(module)
@@ -225,7 +224,10 @@ def _steps(graph: fx.Graph) -> tuple[fx.Node, fx.Node, list[fx.Node]]:
     if not isinstance(output, fx.Node):
         raise UntraceableError("forward() returns more than one tensor")
     # Arguments at their defaults are stand-ins of which nothing but a check of the default is left.
-    unwanted = {*others, *(user for node in others for user in node.users)}
+    unwanted = set(others)
+    for node in graph.nodes:
+        if not unwanted.isdisjoint(node.all_input_nodes):
+            unwanted.add(node)
     skipped = ("placeholder", "output", "get_attr")
     return images, output, [node for node in graph.nodes if node.op not in skipped and node not in unwanted]
 

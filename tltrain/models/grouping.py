@@ -1,14 +1,14 @@
 """Which layers form a stage, and its name: worked out from the structure of a network alone.
 
-The units of a network are the children of its root in order of execution. A child that holds nearly all layers (a
-`features` or `encoder` container) is replaced by its own children, and so on. Units then become stages:
+The units of a network are the children of its root in order of execution. A child that holds nearly all
+layers (a `features` or `encoder` container) is replaced by its own children, and so on. Units become stages:
 
 - normalisation and bare parameters belong to the unit before them;
-- the first plain convolutions are the `stem` where blocks follow them; a patchify convolution that is the only
-  convolution of all is the `patch_embedding`; a plain convolution after the last block is `last_conv`;
+- the first plain convolutions are the `stem` where blocks follow them; a patchify convolution that is the
+  only convolution of all is the `patch_embedding`; a plain convolution after the last block is `last_conv`;
 - numbered layers with poolings between them are grouped by the poolings (VGG);
 - `inception4a`, `inception4b`, ... are one stage, `inception4`;
-- a numbered unit with one layer between two blocks, which only changes the size, belongs to the block after it;
+- a numbered unit with one layer between two blocks only changes the size and belongs to the one after it;
 - numbered units are named `block1`, `block2`, ...; the others keep their own names.
 """
 
@@ -123,7 +123,7 @@ class _Structure:
         return self._with_last_convolution(self._without_transitions(units))
 
     def _without_extras(self, units: list[_Unit]) -> list[_Unit]:
-        """Hand normalisation and bare parameters to the unit before; the very first ones to the unit after."""
+        """Hand normalisation and bare parameters to the unit before, the very first ones to the one after."""
         kept: list[_Unit] = []
         for unit in units:
             if kept and not self._weights(unit):
@@ -135,10 +135,8 @@ class _Structure:
         return kept
 
     def _with_stem(self, units: list[_Unit]) -> list[_Unit]:
-        """Name the plain convolutions in front, which become one unit where a block of convolutions follows."""
-        convolutions = [
-            layer for unit in units for layer in self._weights(unit) if self._is_convolution(layer)
-        ]
+        """Name the plain convolutions in front: they are one unit if a block of convolutions follows."""
+        convolutions = [layer for unit in units for layer in self._weights(unit) if self._is_convolution(layer)]
         length = next((i for i, unit in enumerate(units) if not self._is_plain_convolution(unit)), len(units))
         if length == 1 == len(convolutions) and self._is_patchify(convolutions[0]):
             return [replace(units[0], name="patch_embedding"), *units[1:]]
@@ -157,34 +155,26 @@ class _Structure:
         units = list(units)
         for index in range(len(units) - 2, 0, -1):
             before, unit, after = units[index - 1 : index + 2]
-            blocks = [
-                other
-                for other in (before, after)
-                if len(self._weights(other)) > 1 and unit.is_sibling_of(other)
-            ]
+            blocks = [other for other in (before, after) if len(self._weights(other)) > 1 and unit.is_sibling_of(other)]
             if unit.is_numbered and len(self._weights(unit)) == 1 and len(blocks) == 2:
                 units[index : index + 2] = [unit.followed_by(after)]
         return units
 
     def _with_last_convolution(self, units: list[_Unit]) -> list[_Unit]:
         """Name a numbered plain convolution that comes after the last block beside it."""
-        for index in range(1, len(units)):
-            before, unit, after = units[index - 1], units[index], [*units[index + 1 :], None][0]
-            is_last = after is None or not unit.is_sibling_of(after)
-            if (
-                unit.is_numbered
-                and is_last
-                and self._is_plain_convolution(unit)
-                and unit.is_sibling_of(before)
-            ):
-                if self._is_convolutional_block(before):
-                    units = [*units[:index], replace(unit, name="last_conv"), *units[index + 1 :]]
-        return units
+        nexts = [*units[1:], None]
+        return [
+            replace(unit, name="last_conv") if before and self._is_last_convolution(before, unit, after) else unit
+            for before, unit, after in zip([None, *units], units, nexts, strict=False)
+        ]
+
+    def _is_last_convolution(self, before: _Unit, unit: _Unit, after: _Unit | None) -> bool:
+        beside_block = unit.is_sibling_of(before) and self._is_convolutional_block(before)
+        is_last = after is None or not unit.is_sibling_of(after)
+        return unit.is_numbered and is_last and beside_block and self._is_plain_convolution(unit)
 
     def _weights(self, unit: _Unit) -> list[str]:
-        return [
-            name for name in unit.layers if not is_parameter(self.module, name) and not self._is_norm(name)
-        ]
+        return [name for name in unit.layers if not is_parameter(self.module, name) and not self._is_norm(name)]
 
     def _is_norm(self, layer: str) -> bool:
         # By its name, for many libraries bring normalisation layers of their own.
@@ -225,14 +215,11 @@ def _merged(units: list[_Unit], together: Callable[[_Unit, _Unit], bool]) -> lis
 
 
 def _with_common_names(units: list[_Unit]) -> list[_Unit]:
-    """Merge siblings whose names differ only in the letter after a number, under the name without the letter."""
-    merged = _merged(
-        units, lambda before, unit: unit.is_sibling_of(before) and bool(_common_name(before, unit))
-    )
+    """Merge siblings whose names differ only in the letter after a number; the letter goes."""
+    merged = _merged(units, lambda before, unit: unit.is_sibling_of(before) and bool(_common_name(before, unit)))
     alone = {unit.layers for unit in units}
     return [
-        unit if unit.layers in alone else replace(unit, name=_common_name(unit, unit) or unit.name)
-        for unit in merged
+        unit if unit.layers in alone else replace(unit, name=_common_name(unit, unit) or unit.name) for unit in merged
     ]
 
 

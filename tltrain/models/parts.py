@@ -21,7 +21,7 @@ class Part(nn.Module):
         """Run the part.
 
         Args:
-            tap: the network's value at the part's first cut, float [B, ...]; at cut 0 the images [B, 3, H, W].
+            tap: the network's value at the part's first cut, float [B, ...]; at cut 0 images [B, 3, H, W].
         """
         return self._forward_train(self, tap) if self.training else self._forward_eval(self, tap)
 
@@ -95,7 +95,7 @@ def _assemble(
     graphs: list[fx.Graph],
     constants: Mapping[str, Tensor],
 ) -> None:
-    """Hang the layers, parameters, buffers and constants that the graphs read, and all of `names`, into `part`."""
+    """Hang into `part` what the graphs read, and the parameters and buffers `names`."""
     layers = set().union(*(read_names(graph, "call_module") for graph in graphs))
     read = set().union(*(read_names(graph, "get_attr") for graph in graphs))
     done: list[str] = []

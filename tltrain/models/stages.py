@@ -83,7 +83,7 @@ class StagedNetwork:
         depth = self._depth_of(freeze_depth)
         if depth > 0 and self._plan is None:
             raise _depth_error(
-                f"this network cannot be cut between its stages, because it cannot be traced: {self.why_uncut}",
+                f"this network cannot be cut, because it cannot be traced: {self.why_uncut}",
                 "Set freeze_depth: 0 to train all of it",
             )
         return depth
@@ -91,8 +91,8 @@ class StagedNetwork:
     def prefix(self, start: int, stop: int) -> FrozenPart:
         """Return stages [start, stop), frozen: tap at cut `start` -> tap at cut `stop`, float [B, ...].
 
-        Cut 0 is the normalised images, float32 [B, 3, H, W]. The layers are the network's own. The part always runs
-        in evaluation mode.
+        Cut 0 is the normalised images, float32 [B, 3, H, W]. The layers are the network's own. The part always
+        runs in evaluation mode.
         """
         assert 0 <= start <= stop < len(self.stages)
         if self._plan is None:
@@ -107,8 +107,8 @@ class StagedNetwork:
     def suffix(self, depth: int) -> nn.Module:
         """Return stages [depth, end) with parameters and buffers of their own, in evaluation mode.
 
-        It takes the tap at cut `depth` and returns logits, float [B, num_classes]. Its state_dict has the network's
-        dotted names. Parameters that the training pass never uses want no gradient.
+        It takes the tap at cut `depth` and returns logits, float [B, num_classes]. Its state_dict has the
+        network's dotted names. Parameters that the training pass never uses want no gradient.
         """
         assert 0 <= depth < len(self.stages)
         if self._plan is None:
@@ -141,18 +141,14 @@ class StagedNetwork:
         if freeze_depth == self.stages[-1].name:
             raise _depth_error("the head cannot be frozen, for it is new", choice)
         if isinstance(freeze_depth, int):
-            raise _depth_error(
-                f"the network has {len(names)} stages before its head, not {freeze_depth}", choice
-            )
+            raise _depth_error(f"the network has {len(names)} stages before its head, not {freeze_depth}", choice)
         nearest = difflib.get_close_matches(freeze_depth, [*names, "all"], n=1)
         meant = f"Did you mean {nearest[0]!r}? " if nearest else ""
         raise _depth_error(f"the network has no stage {freeze_depth!r}", meant + choice)
 
     def _stage(self, index: int, group: Group) -> Stage:
         parameters = self._module.named_parameters()
-        return Stage(
-            group.name, group.layers, sum(p.numel() for n, p in parameters if self._stage_of[n] == index)
-        )
+        return Stage(group.name, group.layers, sum(p.numel() for n, p in parameters if self._stage_of[n] == index))
 
     def _names(self, start: int, stop: int) -> set[str]:
         return {name for name, stage in self._stage_of.items() if start <= stage < stop}
@@ -160,11 +156,7 @@ class StagedNetwork:
     def _used(self, graph: fx.Graph) -> set[str]:
         """Return the names of the parameters that a graph reads."""
         layers = read_names(graph, "call_module")
-        names = {
-            f"{layer}.{name}"
-            for layer in layers
-            for name, _ in _parameters(self._module.get_submodule(layer))
-        }
+        names = {f"{layer}.{name}" for layer in layers for name, _ in _parameters(self._module.get_submodule(layer))}
         return names | read_names(graph, "get_attr")
 
 
@@ -175,9 +167,7 @@ def _plan(module: nn.Module, leaves: Leaves) -> _Plan:
     eval_uses, train_uses = eval_graph.layer_uses(), train_graph.layer_uses()
     if eval_uses.keys() != train_uses.keys():
         different = sorted(eval_uses.keys() ^ train_uses.keys())
-        raise UntraceableError(
-            f"these layers are only used in one of training and evaluation: {different[:3]}"
-        )
+        raise UntraceableError(f"these layers are only used in one of training and evaluation: {different[:3]}")
     layers = list(eval_uses)
     head = _head_position(module, layers)
     backbone = group_layers(module, layers[:head], _poolings(eval_graph, eval_uses)) if head else []
@@ -196,9 +186,7 @@ def _add(plan: _Plan, group: Group, eval_uses: Uses, train_uses: Uses) -> None:
         plan.groups.append(group)
         return
     before = [layer for earlier in plan.groups for layer in earlier.layers]
-    cut = common_cut(
-        _window(plan.eval_graph, eval_uses, before), _window(plan.train_graph, train_uses, before)
-    )
+    cut = common_cut(_window(plan.eval_graph, eval_uses, before), _window(plan.train_graph, train_uses, before))
     if cut is None:
         earlier = plan.groups.pop()
         name = "head" if group.name == "head" else earlier.name
@@ -240,9 +228,7 @@ def _head_position(module: nn.Module, layers: Sequence[str]) -> int:
 
 def _untraced_groups(module: nn.Module) -> list[Group]:
     layers = [
-        name
-        for name, layer in module.named_modules()
-        if name and any(True for _ in layer.parameters(recurse=False))
+        name for name, layer in module.named_modules() if name and any(True for _ in layer.parameters(recurse=False))
     ]
     head = _head_position(module, layers)
     return [Group("backbone", (*layers[:head], *layers[head + 1 :])), Group("head", (layers[head],))]
