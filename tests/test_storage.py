@@ -75,9 +75,7 @@ def test_rename_moves_files_and_whole_folders(folder: Folder) -> None:
     assert folder.child("sub2", "deep").read_bytes("file") == b"2"
 
 
-@pytest.mark.parametrize(
-    "name", ["plain", "with space", "per%20cent", "hash#mark", "question?mark", "ümlaut"]
-)
+@pytest.mark.parametrize("name", ["plain", "with space", "per%20cent", "hash#mark", "question?mark", "ümlaut"])
 def test_a_folder_is_found_again_by_its_address(folder: Folder, name: str) -> None:
     child = folder.child(name)
     child.write_bytes("file", b"1")
@@ -105,9 +103,7 @@ def test_a_missing_file_is_named(folder: Folder) -> None:
         folder.child("sub").read_bytes("file")
 
 
-def test_local_paths_are_absolute_and_file_addresses_local(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_paths_are_absolute_and_file_addresses_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Folder.open("runs").local_path == tmp_path / "runs"
@@ -117,6 +113,13 @@ def test_local_paths_are_absolute_and_file_addresses_local(
 
 def test_only_local_folders_have_a_local_path(s3_uri: str) -> None:
     assert Folder.open(s3_uri).local_path is None
+
+
+def test_other_libraries_find_the_same_files(folder: Folder) -> None:
+    folder.write_bytes("file", b"1")
+    filesystem, path = folder.arrow
+    with filesystem.open_input_file(f"{path}/file") as file:
+        assert file.read() == b"1"
 
 
 def test_the_query_stays_with_the_children(s3_uri: str) -> None:

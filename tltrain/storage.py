@@ -88,6 +88,11 @@ class Folder:
         return Path(self._path) if self._filesystem is None else None
 
     @property
+    def arrow(self) -> tuple[fs.FileSystem, str]:
+        """The pyarrow file system and the path on it, for libraries that take these."""
+        return self._filesystem or fs.LocalFileSystem(), self._path
+
+    @property
     def name(self) -> str:
         """The last part of the path."""
         return self._path.rstrip("/").rpartition("/")[2]
@@ -190,9 +195,7 @@ class Folder:
     def _path_of(self, name: str) -> str:
         if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
             raise StorageError(
-                Problem(
-                    f"{name!r} is no name of a file or folder", "Leave out separators and `..`", str(self)
-                )
+                Problem(f"{name!r} is no name of a file or folder", "Leave out separators and `..`", str(self))
             )
         return f"{self._path.rstrip('/')}/{name}"
 
