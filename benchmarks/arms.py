@@ -139,7 +139,8 @@ def run_tltrain(setting: Setting, folder: Path, arm: str) -> Measured:
     spec = folder / "parity.yaml"
     spec.write_text(json.dumps(make_spec(setting, folder)))  # JSON is YAML
     if arm == "local":
-        command = [*torchrun(setting), "-m", "tltrain", "run", str(spec), "--local"]
+        # Without `--`, torchrun takes `--local` for one of its own options.
+        command = [*torchrun(setting), "-m", "--", "tltrain", "run", str(spec), "--local"]
     else:
         command = [sys.executable, "-m", "tltrain", "run", str(spec)]
     started_at, _ = run_command(command)
