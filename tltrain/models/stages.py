@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -218,12 +219,19 @@ def _is_classifier(module: nn.Module, layer: str) -> bool:
 
 
 def _head_position(module: nn.Module, layers: Sequence[str]) -> int:
+    """Return where the head begins: at the last classifier, or at the first of several side by side."""
     positions = [index for index, layer in enumerate(layers) if _is_classifier(module, layer)]
     if not positions:
-        raise SpecError(
-            Problem("the network has no Linear or Conv2d layer that could be its head", key="model.factory")
-        )
-    return positions[-1]
+        what = "the network has no Linear or Conv2d layer that could be its head"
+        raise SpecError(Problem(what, key="model.factory"))
+    head = positions[-1]
+    while head - 1 in positions and _shape(module, layers[head - 1]) == _shape(module, layers[head]):
+        head -= 1
+    return head
+
+
+def _shape(module: nn.Module, layer: str) -> torch.Size:
+    return module.get_parameter(f"{layer}.weight").shape
 
 
 def _untraced_groups(module: nn.Module) -> list[Group]:
@@ -231,7 +239,7 @@ def _untraced_groups(module: nn.Module) -> list[Group]:
         name for name, layer in module.named_modules() if name and any(True for _ in layer.parameters(recurse=False))
     ]
     head = _head_position(module, layers)
-    return [Group("backbone", (*layers[:head], *layers[head + 1 :])), Group("head", (layers[head],))]
+    return [Group("backbone", tuple(layers[:head])), Group("head", tuple(layers[head:]))]
 
 
 def _assign(module: nn.Module, groups: Sequence[Group]) -> dict[str, int]:

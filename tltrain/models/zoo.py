@@ -99,6 +99,22 @@ def load_trained(folder: str | Path, *, allow_code: bool = False) -> TrainedNetw
     return TrainedNetwork(**vars(network), classes=tuple(card["classes"]))
 
 
+def check_image_size(network: Network, image_size: int) -> None:
+    """Run a blank image through the network. Raises SpecError if it takes none of that size, in pixels."""
+    try:
+        with torch.no_grad():
+            network.module(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        usual = network.preprocessing.crop_size
+        raise SpecError(
+            Problem(
+                f"the network takes no images of {image_size} x {image_size} pixels: {error}",
+                f"Its weights were made for {usual}; leave data.image_size out or choose another",
+                key="data.image_size",
+            )
+        ) from error
+
+
 def initialise_head(module: nn.Module, head_name: str, seed: int) -> None:
     """Give the layer `head_name` of `module` torch's default initialisation, drawn from `seed` alone."""
     head = module.get_submodule(head_name)
