@@ -66,4 +66,4 @@ def unused_settings(spec: Spec, given: Collection[str]) -> Iterator[Problem]:
     """A problem for each of the `given` dotted keys that changes nothing."""
     for rule in RULES:
         if rule.key in given and rule.unused(spec):
-            yield Problem(f"has no effect: {rule.reason}", "Leave it out, or change the other", key=rule.key)
+            yield Problem(f"has no effect: {rule.reason}", "Leave it out", key=rule.key)
