@@ -33,11 +33,12 @@ FREE_ON_RESUME = (
 def execute(loaded: LoadedSpec, *, local: bool) -> int:
     """Train `loaded` and print how it goes; return the exit code.
 
-    `local` trains in this process (one of several under torchrun) without Ray. Raises TltrainError.
+    `local` trains in this process without Ray; under torchrun, which has started the workers, that is always so.
+    Raises TltrainError.
     """
     spec = loaded.spec
     run = RunFolder.at(spec.storage, spec.name)
-    return _execute_local(spec, run) if local else _execute_on_ray(spec, run)
+    return _execute_local(spec, run) if local or "TORCHELASTIC_RUN_ID" in os.environ else _execute_on_ray(spec, run)
 
 
 def _execute_on_ray(spec: Spec, run: RunFolder) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +169,48 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     before = digest(spec)
     assert ranks.run(1, train_logging_samples, spec) == [{}]
     assert digest(spec) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfds")
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_loader_processes_end_with_the_training_process_that_was_killed(tmp_path: Path, start_method: str) -> None:
+    spec = tiny_spec(tmp_path, {"data.num_loader_workers": 2})
+    log = tmp_path / "pids"
+    ranks.run_until_death(1, train_and_die_with_loaders, spec, start_method, log)
+    pids = [int(pid) for pid in log.read_text().split()]
+    assert len(pids) >= 2
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}/cmdline").exists() and is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a loader process was left behind"
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def train_and_die_with_loaders(group: Group, spec: Spec, start_method: str, log: Path) -> None:
+    multiprocessing.set_start_method(start_method, force=True)
+    update = Lane.update
+
+    def deadly_update(lane: Lane, at: int) -> None:
+        if at == 3:
+            children = Path("/proc/self/task").glob("*/children")
+            mine = " ".join(path.read_text() for path in children)
+            log.write_text(" ".join(_with_descendants(mine.split())))
+            os.kill(os.getpid(), signal.SIGKILL)
+        update(lane, at)
+
+    Lane.update = deadly_update
+    train(group, spec)
+
+
+def _with_descendants(pids: list[str]) -> list[str]:
+    found = list(pids)
+    for pid in found:
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += path.read_text().split()
+    return found
