@@ -61,13 +61,9 @@ def check_gate(setting: Setting, arm: str, work_dir: Path) -> None:
     plain = run_plain(setting, fresh_folder(work_dir / "gate" / "plain"), ours.initial_weights)
     losses = max(abs(a - b) for a, b in zip(ours.epoch_losses, plain.epoch_losses, strict=True))
     weights = largest_difference(ours.trained_weights, plain.trained_weights)
-    CONSOLE.print(
-        f"gate {mode_name(setting)} {arm}: loss differs by {losses:.1e}, trained weights by {weights:.1e}"
-    )
+    CONSOLE.print(f"gate {mode_name(setting)} {arm}: loss differs by {losses:.1e}, trained weights by {weights:.1e}")
     if max(losses, weights) > TOLERANCE:
-        sys.exit(
-            f"The arms do not compute the same (tolerance {TOLERANCE:.0e}), so their speed is not compared."
-        )
+        sys.exit(f"The arms do not compute the same (tolerance {TOLERANCE:.0e}), so their speed is not compared.")
 
 
 def fresh_folder(path: Path) -> Path:
@@ -82,9 +78,7 @@ def mode_name(setting: Setting) -> str:
     return "head-only" if setting.head_only else "full"
 
 
-def take_turns(
-    setting: Setting, arms: Sequence[str], repetitions: int, work_dir: Path
-) -> dict[str, list[Measured]]:
+def take_turns(setting: Setting, arms: Sequence[str], repetitions: int, work_dir: Path) -> dict[str, list[Measured]]:
     """Run all arms `repetitions` times, every other time backwards, so that drift hits all alike."""
     results: dict[str, list[Measured]] = {arm: [] for arm in arms}
     for repetition in range(repetitions):
@@ -146,9 +140,7 @@ def cut_data(target: Path, num_images: int) -> Path:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modes", nargs="+", choices=["full", "head-only"], default=["full", "head-only"])
     parser.add_argument("--arms", nargs="+", choices=["local", "ray"], default=["local", "ray"])
     parser.add_argument("--repetitions", type=int, default=3)

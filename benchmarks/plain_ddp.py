@@ -84,19 +84,13 @@ class Stopwatch:
 
     def steady_images_per_s(self) -> float | None:
         """Return images per second since the skipped steps; None where there were no others."""
-        return (
-            self._steady_images / (time.perf_counter() - self._steady_since) if self._steady_images else None
-        )
+        return self._steady_images / (time.perf_counter() - self._steady_since) if self._steady_images else None
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", required=True, help="Parquet file with columns image (bytes) and label (class name)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="Parquet file with columns image (bytes) and label (class name)")
     parser.add_argument("--model", default="resnet18", help="a torchvision classifier")
     parser.add_argument("--weights", help="safetensors file with its initial weights; without it: random")
     parser.add_argument("--head-only", action="store_true", help="train the last layer alone")
@@ -131,9 +125,7 @@ def build_model(arguments: argparse.Namespace, num_classes: int) -> nn.Module:
         model.load_state_dict(load_file(arguments.weights))
     if not arguments.head_only:
         return model.train()
-    head = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None][
-        -1
-    ]
+    head = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None][-1]
     model.requires_grad_(False)
     head.requires_grad_(True)
     return model.eval()  # frozen BatchNorm keeps its statistics
@@ -160,22 +152,19 @@ class Trainer:
         dataset = ParquetImages(arguments.data, arguments.image_size, arguments.keep_decoded)
         model = build_model(arguments, len(dataset.classes))
         self.model = model.to(device).to(memory_format=self.memory_format)
-        self.ddp = DistributedDataParallel(
-            self.model, device_ids=[device.index] if device.type == "cuda" else None
-        )
+        self.ddp = DistributedDataParallel(self.model, device_ids=[device.index] if device.type == "cuda" else None)
         self.loader = make_loader(arguments, dataset, device)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(trained, lr=arguments.learning_rate, momentum=arguments.momentum)
         self.stopwatch = Stopwatch(arguments.skip_steps)
         self.losses: list[Tensor] = []  # of every step on this rank, on the device
-        # Bytes minus these, times those, is (x / 255 - mean) / std.
-        self._shift = torch.tensor(MEAN, device=device).view(3, 1, 1) * 255
-        self._scale = 1 / (torch.tensor(STD, device=device).view(3, 1, 1) * 255)
+        self._mean = torch.tensor(MEAN, device=device).view(3, 1, 1)
+        self._std = torch.tensor(STD, device=device).view(3, 1, 1)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Train on this rank's part of a batch: `images` uint8 [b, 3, size, size], `labels` int64 [b]."""
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
-        outputs = self.ddp((images - self._shift) * self._scale)
+        outputs = self.ddp(images.float().div_(255).sub_(self._mean).div_(self._std))
         loss = nn.functional.cross_entropy(outputs, labels.to(self.device, non_blocking=True))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -214,9 +203,7 @@ def train(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]
     steady = trainer.stopwatch.steady_images_per_s()
     losses = trainer.mean_losses()
     if arguments.save and dist.get_rank() == 0:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in trainer.model.state_dict().items()}, arguments.save
-        )
+        save_file({name: tensor.contiguous() for name, tensor in trainer.model.state_dict().items()}, arguments.save)
     steps = len(losses) // arguments.epochs
     return {
         "model": arguments.model,
@@ -226,11 +213,8 @@ def train(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]
         "images_per_s": steady,
         "epoch_images_per_s": epochs,
         "first_step_at": trainer.stopwatch.first_step_at,
-        "time_to_first_step_s": arguments.started_at
-        and trainer.stopwatch.first_step_at - arguments.started_at,
-        "epoch_losses": [
-            sum(losses[start : start + steps]) / steps for start in range(0, len(losses), steps)
-        ],
+        "time_to_first_step_s": arguments.started_at and trainer.stopwatch.first_step_at - arguments.started_at,
+        "epoch_losses": [sum(losses[start : start + steps]) / steps for start in range(0, len(losses), steps)],
         "step_losses": losses,
     }
 
@@ -239,6 +223,7 @@ def main() -> None:
     """Join the process group, train, and print the measurements on rank 0."""
     arguments = parse_arguments()
     device = choose_device()
+    torch.backends.cudnn.benchmark = True  # all batches have one size
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         measured = train(arguments, device)
