@@ -14,6 +14,7 @@ from typing import Any
 
 import torchvision
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.errors import DataError, Problem, SpecError
@@ -149,6 +150,9 @@ def _factory(factory: str, allow_code: bool) -> Architecture:
             raise _factory_error(f"{factory}({arguments}) failed: {_last_place(error)}") from error
         if not isinstance(module, nn.Module):
             raise _factory_error(f"{factory} returned a {type(module).__name__}, not a torch.nn.Module")
+        if any(is_lazy(parameter) for parameter in module.parameters()):
+            what = f"{factory} returned a network with lazy layers whose sizes are not known yet"
+            raise _factory_error(what, "Run it once on images in the function, or use layers with sizes")
         return module
 
     return Architecture(build, {}, lambda _: Preprocessing())
