@@ -18,7 +18,7 @@ NUM_DIGITS = 60
 @pytest.fixture(scope="session")
 def digits() -> list[tuple[Image.Image, int]]:
     """60 images of handwritten digits 0..2, 8 x 8 grey enlarged to 16 x 16, with their classes."""
-    images, targets = load_digits(n_class=3, return_X_y=True)
+    images, targets = (np.asarray(array) for array in load_digits(n_class=3, return_X_y=True))
     pixels = (images.reshape(-1, 8, 8) * 15.9).astype(np.uint8).repeat(2, 1).repeat(2, 2)
     return [(Image.fromarray(pixels[i]), int(targets[i])) for i in range(NUM_DIGITS)]
 

@@ -13,9 +13,7 @@ from PIL import Image, ImageOps
 from tltrain.errors import DataError, Problem
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
-)
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"})
 MAX_PIXELS = 178_956_970
 """Largest width * height that is decoded: half a gibibyte of RGB."""
 

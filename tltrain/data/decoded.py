@@ -32,9 +32,7 @@ class DecodedImages:
         self.filled = np.zeros(num_images, dtype=bool)
 
 
-def plan_decoded_images(
-    split: Split, p: Preprocessing, *, budget_bytes: int = BUDGET_BYTES
-) -> DecodedImages | None:
+def plan_decoded_images(split: Split, p: Preprocessing, *, budget_bytes: int = BUDGET_BYTES) -> DecodedImages | None:
     """Return room for a split's images if they fit the budget and half of the free shared memory, else None.
 
     budget_bytes: this process's share. The log says what was decided and why.

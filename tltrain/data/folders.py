@@ -52,7 +52,7 @@ def list_tree(root: Location) -> Tree:
 
 
 def _list_remote(root: Location, tree: Tree) -> None:
-    for info in root.filesystem.get_file_info(fs.FileSelector(root.path, recursive=True)):
+    for info in root.list_all():
         relative = info.path[len(root.path) :].lstrip("/")
         if is_clutter(relative):
             continue
@@ -133,9 +133,7 @@ def _check_layout(root: Location, key: str, folders: list[str], images: list[str
         what = "holds images but no class folders" if images else "holds no class folders and no images"
         raise DataError(Problem(f"{root} {what}", LAYOUT, key=key))
     split = key.rpartition(".")[2]
-    found = {
-        name: folder for name, names in _SPLIT_NAMES.items() for folder in folders if folder.lower() in names
-    }
+    found = {name: folder for name, names in _SPLIT_NAMES.items() for folder in folders if folder.lower() in names}
     if "train" in found and len(found) > 1 and not _has_images(found["train"], images):
         hint = found.get(split, found["train"])
         action = f"Name the part you mean: {key}: {os.path.join(str(root), hint)}"
@@ -152,10 +150,7 @@ def _check_classes(root: Location, key: str, classes: list[str], images: list[st
     filled = {path.split("/", 1)[0] for path in images}
     empty = [name for name in classes if name not in filled]
     action = f"Put images in or remove the folder. Readable are {', '.join(sorted(SUFFIXES))}"
-    problems = [
-        Problem(f"the class folder {name} holds no images", action, where=str(root), key=key)
-        for name in empty
-    ]
+    problems = [Problem(f"the class folder {name} holds no images", action, where=str(root), key=key) for name in empty]
     if problems:
         raise DataError(_first(problems))
 

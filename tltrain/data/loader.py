@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import select
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -59,9 +62,22 @@ class Batch:
         """Return the batch in page-locked memory (called by DataLoader)."""
         return self._map(Tensor.pin_memory)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Every tensor that comes from a loader process keeps a file open. The small ones travel by value instead.
+        small = [getattr(self, name).numpy() for name in _SMALL]
+        return _rebuild, (self.images, small, self.epoch, self.step, self.count)
+
     def _map(self, function: Any) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{k: function(v) for k, v in values.items() if isinstance(v, Tensor)})
+
+
+_SMALL = ("labels", "partner_labels", "mix", "weights", "ids")
+
+
+def _rebuild(images: Tensor, small: list[np.ndarray], epoch: int, step: int, count: int) -> Batch:
+    labels, partner_labels, mix, weights, ids = (torch.from_numpy(array) for array in small)
+    return Batch(images, labels, partner_labels, mix, weights, ids, epoch, step, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +120,7 @@ class _Reader(Dataset[Any]):
             if self._mixing:
                 image, partners[i], shares[i] = self._mixed(self._mixing, position, request.epoch)
             else:
-                image = self._image(
-                    position, request.epoch, request.kept is not None and bool(request.kept[i])
-                )
+                image = self._image(position, request.epoch, request.kept is not None and bool(request.kept[i]))
             images.append(image)
         labels = self._split.labels
         return Batch(
@@ -229,6 +243,7 @@ def _batches(
         pin_memory=pin_memory,
         multiprocessing_context=None if split.source.fork_safe or not num_workers else "forkserver",
         generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=functools.partial(_end_with, os.getpid()),
     )
     for batch in loader:
         if isinstance(batch, DataError):
@@ -236,6 +251,26 @@ def _batches(
         if decoded is not None:
             decoded.filled[batch.ids.numpy()] = True
         yield batch
+
+
+def _end_with(owner_pid: int, _worker: int) -> None:
+    """End this loader process as soon as the training process is gone.
+
+    torch watches the parent alone, and the parent of a process made by a fork server is the server, which in turn
+    stays as long as it has children: a training process that is killed would leave its loaders behind for ever.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return
+    try:
+        owner = os.pidfd_open(owner_pid)
+    except ProcessLookupError:
+        os._exit(1)
+
+    def watch() -> None:
+        select.select([owner], [], [])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-owner", daemon=True).start()
 
 
 def _marked(requests: Iterable[_Request], decoded: DecodedImages) -> Iterator[_Request]:

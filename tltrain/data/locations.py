@@ -25,6 +25,8 @@ def _connect(uri: str) -> tuple[fs.FileSystem, str]:
 
 def _without_secrets(uri: str) -> str:
     """Drop user, password and query of a URI, which may hold keys."""
+    if "://" not in uri:
+        return uri
     return re.sub(r"^([a-zA-Z][\w+.-]*://)[^/]*@", r"\1", uri).split("?", 1)[0]
 
 
@@ -62,12 +64,24 @@ class Location:
         try:
             file_type = self.filesystem.get_file_info(self.path).type
         except OSError as error:
-            raise DataError(
-                f"cannot look at {self}: {error}", "Check the address and your access."
-            ) from error
+            raise DataError(f"cannot look at {self}: {error}", "Check the address and your access.") from error
         if file_type == fs.FileType.Directory:
             return "folder"
         return None if file_type == fs.FileType.NotFound else "file"
+
+    def parent(self) -> Location:
+        """Return the folder that this file stands in."""
+        if "://" not in self.uri:
+            return Location(os.path.dirname(self.uri))
+        address, mark, query = self.uri.partition("?")
+        return Location(address.rpartition("/")[0] + mark + query)
+
+    def list_all(self) -> list[fs.FileInfo]:
+        """Return all files and folders below this folder. Raises DataError if they cannot be listed."""
+        try:
+            return self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True))
+        except OSError as error:
+            raise DataError(f"cannot list {self}: {error}", "Check the address and your access.") from error
 
     def child(self, relative: str) -> str:
         """Return the path of `relative` inside this folder's file system."""

@@ -7,9 +7,10 @@ from typing import Literal
 from tltrain.data.base import Source
 from tltrain.data.folders import open_folder
 from tltrain.data.locations import Location
-from tltrain.data.tables import TABLE_SUFFIXES, open_table
-from tltrain.data.torchvision_sets import PREFIX, open_torchvision
+from tltrain.data.tables import open_table
+from tltrain.data.torchvision_sets import open_torchvision
 from tltrain.errors import DataError, Problem
+from tltrain.spec.names import TABLE_SUFFIXES, TORCHVISION_PREFIX
 from tltrain.spec.schema import DataSpec
 
 __all__ = ["Source", "open_source"]
@@ -25,8 +26,8 @@ def open_source(uri: str, data: DataSpec, *, split: Literal["train", "val", "tes
     Raises DataError if there is no such source or its layout is not usable.
     """
     key = f"data.{split}"
-    if uri.startswith(PREFIX):
-        return open_torchvision(uri.removeprefix(PREFIX), data, split)
+    if uri.startswith(TORCHVISION_PREFIX):
+        return open_torchvision(uri.removeprefix(TORCHVISION_PREFIX), data, split)
     location = Location(uri)
     kind = location.kind()
     if kind is None:

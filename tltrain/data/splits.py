@@ -6,14 +6,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from tltrain.data.base import Source, Split
 from tltrain.data.leakage import find_leaks
 from tltrain.data.sources import open_source
-from tltrain.data.torchvision_sets import PREFIX, evaluation_split
+from tltrain.data.torchvision_sets import evaluation_split
 from tltrain.errors import DataError, Problem
+from tltrain.spec.names import TORCHVISION_PREFIX
 from tltrain.spec.schema import DataSpec
 
 __all__ = ["Split", "Splits", "load_splits", "open_split"]
@@ -75,8 +77,13 @@ def open_split(uri: str, data: DataSpec, classes: Sequence[str]) -> Split:
     Of a torchvision data set the test split is taken, or validation, or the whole, whichever there is first.
     Raises DataError if the source cannot be used or has classes that the model does not know.
     """
-    split = evaluation_split(uri.removeprefix(PREFIX)) if uri.startswith(PREFIX) else "test"
+    split = _evaluation_split(uri)
     return _relabel(open_source(uri, data, split=split), classes, uri, "data")
+
+
+def _evaluation_split(uri: str) -> Literal["train", "val", "test"]:
+    is_torchvision = uri.startswith(TORCHVISION_PREFIX)
+    return evaluation_split(uri.removeprefix(TORCHVISION_PREFIX)) if is_torchvision else "test"
 
 
 def _check_training(source: Source, uri: str) -> None:
@@ -86,9 +93,7 @@ def _check_training(source: Source, uri: str) -> None:
     elif len(source) < len(source.classes):
         what = f"{uri} has {len(source)} images for {len(source.classes)} classes"
     if what:
-        raise DataError(
-            Problem(what, "Add images, at least one per class and more to learn from", key="data.train")
-        )
+        raise DataError(Problem(what, "Add images, at least one per class and more to learn from", key="data.train"))
 
 
 def _check_fractions(data: DataSpec) -> None:

@@ -23,7 +23,6 @@ from tltrain.spec.schema import DataSpec
 
 CSV_SUFFIXES = (".csv", ".tsv")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-TABLE_SUFFIXES = (*PARQUET_SUFFIXES, ".arrow", ".feather", ".ipc", *CSV_SUFFIXES)
 _IMAGE_COLUMNS = ("image", "path", "file_name")
 _SHOWN = 10
 
@@ -31,9 +30,7 @@ _SHOWN = 10
 class ColumnSource(Source):
     """Encoded images in a binary column of a table, held in Arrow memory or mapped from the file."""
 
-    def __init__(
-        self, name: str, images: pa.ChunkedArray, labels: np.ndarray, classes: Sequence[str]
-    ) -> None:
+    def __init__(self, name: str, images: pa.ChunkedArray, labels: np.ndarray, classes: Sequence[str]) -> None:
         """Take N encoded images (binary) and their labels, int64 [N]; `name` is the file's name."""
         self.classes = tuple(classes)
         self.labels = labels
@@ -218,11 +215,8 @@ def _unpack(location: Location, column: pa.ChunkedArray, key: str) -> pa.Chunked
     raise DataError(Problem(what, "Fill one of the two for all rows", key=key))
 
 
-def _files(
-    location: Location, paths: list[str], labels: np.ndarray, classes: list[str], key: str
-) -> FilesSource:
-    address, mark, query = location.uri.partition("?")
-    root = Location((address.rpartition("/")[0] or "/") + mark + query)
+def _files(location: Location, paths: list[str], labels: np.ndarray, classes: list[str], key: str) -> FilesSource:
+    root = location.parent()
     sizes = _sizes(root, paths)
     missing = [path for path in paths if path not in sizes]
     if missing:
@@ -232,9 +226,7 @@ def _files(
         raise DataError(Problem(what, f"Paths are relative to {root}", key=key))
     twice = len(paths) - len(set(paths))
     warnings = [f"{location}: {twice} rows name a file that another row names too."] if twice else []
-    return FilesSource(
-        root, paths, np.array([sizes[path] for path in paths], np.int64), labels, classes, warnings
-    )
+    return FilesSource(root, paths, np.array([sizes[path] for path in paths], np.int64), labels, classes, warnings)
 
 
 def _sizes(root: Location, paths: list[str]) -> dict[str, int]:
@@ -242,7 +234,6 @@ def _sizes(root: Location, paths: list[str]) -> dict[str, int]:
     if root.is_local:
         return {path: os.path.getsize(root.child(path)) for path in paths if os.path.isfile(root.child(path))}
     # One listing instead of a request per file.
-    listing = root.filesystem.get_file_info(fs.FileSelector(root.path, recursive=True))
-    known = {info.path: info.size for info in listing if info.type == fs.FileType.File}
+    known = {info.path: info.size for info in root.list_all() if info.type == fs.FileType.File}
     full = {path: posixpath.normpath(root.child(path)) for path in paths}
     return {path: known[full[path]] for path in paths if full[path] in known}

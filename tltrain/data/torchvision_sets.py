@@ -19,9 +19,9 @@ from torchvision import datasets
 
 from tltrain.data.base import Source, digest
 from tltrain.errors import DataError, Problem
+from tltrain.spec.names import TORCHVISION_PREFIX
 from tltrain.spec.schema import DataSpec
 
-PREFIX = "torchvision:"
 _LABELS = ("targets", "_labels", "labels", "y")
 _SAMPLES = ("_samples", "samples")
 _logger = logging.getLogger(__name__)
@@ -37,9 +37,7 @@ class Layout:
 
     folder: str
     url: str
-    splits: Mapping[str, str | bool | None] = field(
-        default_factory=lambda: {"train": "train", "test": "test"}
-    )
+    splits: Mapping[str, str | bool | None] = field(default_factory=lambda: {"train": "train", "test": "test"})
 
 
 _FLAG = {"train": True, "test": False}
@@ -49,9 +47,7 @@ _OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
 _CLIP = "https://openaipublic.azureedge.net/clip/data"
 
 LAYOUTS: Mapping[str, Layout] = {
-    "CIFAR10": Layout(
-        "cifar-10-batches-py", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", _FLAG
-    ),
+    "CIFAR10": Layout("cifar-10-batches-py", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", _FLAG),
     "CIFAR100": Layout("cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", _FLAG),
     "MNIST": Layout("MNIST/raw", "https://ossci-datasets.s3.amazonaws.com/mnist/", _FLAG),
     "FashionMNIST": Layout("FashionMNIST/raw", "https://github.com/zalandoresearch/fashion-mnist", _FLAG),
@@ -74,9 +70,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "FER2013": Layout("fer2013", "https://www.kaggle.com/datasets/msambare/fer2013"),
     "Caltech101": Layout("caltech101", "https://data.caltech.edu/records/mzrjq-6wc02", _WHOLE),
     "Caltech256": Layout("caltech256", "https://data.caltech.edu/records/nyy15-4j048", _WHOLE),
-    "Imagenette": Layout(
-        "imagenette2", "https://github.com/fastai/imagenette", {"train": "train", "val": "val"}
-    ),
+    "Imagenette": Layout("imagenette2", "https://github.com/fastai/imagenette", {"train": "train", "val": "val"}),
     "SUN397": Layout("SUN397", "https://vision.princeton.edu/projects/2010/SUN/", _WHOLE),
 }
 
@@ -97,9 +91,7 @@ class TorchvisionSource(Source):
         try:
             return self._dataset[int(self._order[index])][0]
         except (OSError, SyntaxError, ValueError) as error:
-            problem = Problem(
-                f"cannot be read: {error}", "Fetch the data set again", where=self.identity(index)
-            )
+            problem = Problem(f"cannot be read: {error}", "Fetch the data set again", where=self.identity(index))
             raise DataError(problem) from error
 
     def identity(self, index: int) -> str:
@@ -139,10 +131,8 @@ def _layout(name: str, key: str) -> Layout:
         return LAYOUTS[name]
     folded = {known.lower(): known for known in LAYOUTS}
     near = difflib.get_close_matches(name.lower(), folded, n=3)
-    action = (
-        f"Did you mean {', '.join(folded[n] for n in near)}?" if near else f"Known are {', '.join(LAYOUTS)}"
-    )
-    raise DataError(Problem(f"{PREFIX}{name} is not a data set that is known", action, key=key))
+    action = f"Did you mean {', '.join(folded[n] for n in near)}?" if near else f"Known are {', '.join(LAYOUTS)}"
+    raise DataError(Problem(f"{TORCHVISION_PREFIX}{name} is not a data set that is known", action, key=key))
 
 
 def _advice(layout: Layout, split: str) -> str:
@@ -168,9 +158,7 @@ def _construct(name: str, layout: Layout, arguments: dict[str, Any], data: DataS
         raise DataError(problem) from error
     except (OSError, RuntimeError, ValueError) as error:
         reason = "data.download is false" if not data.download else f"{root} may not be written"
-        what = (
-            f"{name} could not be fetched" if download else f"{name} is not there or is damaged, and {reason}"
-        )
+        what = f"{name} could not be fetched" if download else f"{name} is not there or is damaged, and {reason}"
         action = f"Put its files from {layout.url} into {root / layout.folder}"
         raise DataError(Problem(f"{what}: {error}", action, key=key)) from error
 
@@ -204,9 +192,7 @@ def _one_at_a_time(root: Path, name: str) -> Iterator[None]:
 def _stable_order(dataset: Any) -> np.ndarray:
     """Return int64 [N], the order of samples: by path where the data set takes what the file system gives."""
     if isinstance(dataset, datasets.SUN397):
-        return np.array(
-            sorted(range(len(dataset)), key=lambda i: str(dataset._image_files[i])), dtype=np.int64
-        )
+        return np.array(sorted(range(len(dataset)), key=lambda i: str(dataset._image_files[i])), dtype=np.int64)
     return np.arange(len(dataset), dtype=np.int64)
 
 
@@ -214,18 +200,12 @@ def _labels(name: str, dataset: Any) -> np.ndarray:
     """Return labels, int64 [N], without decoding images where the data set keeps them apart."""
     values = next((getattr(dataset, attribute) for attribute in _LABELS if hasattr(dataset, attribute)), None)
     if values is None:
-        samples = next(
-            (getattr(dataset, attribute) for attribute in _SAMPLES if hasattr(dataset, attribute)), None
-        )
+        samples = next((getattr(dataset, attribute) for attribute in _SAMPLES if hasattr(dataset, attribute)), None)
         values = [sample[1] for sample in (dataset if samples is None else samples)]
         if None in values:
-            raise DataError(
-                f"{name} has images without labels", "Fetch the edition of the data set that has them"
-            )
+            raise DataError(f"{name} has images without labels", "Fetch the edition of the data set that has them")
     labels = np.asarray(values).astype(np.int64)
-    return (
-        labels[:, 0] if labels.ndim == 2 else labels
-    )  # QMNIST keeps eight numbers per image, the class first
+    return labels[:, 0] if labels.ndim == 2 else labels  # QMNIST keeps eight numbers per image, the class first
 
 
 def _class_names(dataset: Any, labels: np.ndarray) -> tuple[str, ...]:

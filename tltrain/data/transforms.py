@@ -39,9 +39,7 @@ def resolve_preprocessing(data: DataSpec, own: Preprocessing) -> Preprocessing:
     if problems:
         raise SpecError(problems)
     mean, std = data.mean or own.mean, data.std or own.std
-    return Preprocessing(
-        resize, crop, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), own.interpolation
-    )
+    return Preprocessing(resize, crop, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), own.interpolation)
 
 
 class EvaluationTransform:
@@ -67,9 +65,7 @@ class TrainingTransform:
 
     def __init__(self, p: Preprocessing, policy: v2.Transform | None) -> None:
         interpolation = v2.InterpolationMode(p.interpolation)
-        crop = v2.RandomResizedCrop(
-            p.crop_size, scale=CROP_SCALE, interpolation=interpolation, antialias=True
-        )
+        crop = v2.RandomResizedCrop(p.crop_size, scale=CROP_SCALE, interpolation=interpolation, antialias=True)
         self._steps = [crop, v2.RandomHorizontalFlip(), *([policy] if policy else [])]
 
     def __call__(self, image: Image.Image) -> Tensor:
