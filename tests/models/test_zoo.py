@@ -24,7 +24,8 @@ SMALL = "shufflenet_v2_x0_5"
 
 
 def build(num_classes: int = 5, *, seed: int = 0, allow_code: bool = False, **fields: Any) -> Network:
-    spec = ModelSpec(**({} if "factory" in fields else {"name": SMALL}) | {"weights": "random"} | fields)
+    defaults: dict[str, Any] = {"weights": "random"} if "factory" in fields else {"name": SMALL, "weights": "random"}
+    spec = ModelSpec(**defaults | fields)
     return build_network(spec, num_classes, seed=seed, allow_code=allow_code)
 
 
