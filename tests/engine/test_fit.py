@@ -1,0 +1,165 @@
+"""Training on a real Ray cluster: worker groups, their losses, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import ray
+from tiny import tiny_spec
+
+from tltrain.engine.cluster import connected
+from tltrain.engine.fit import fit
+from tltrain.errors import DataError, ResourceError
+from tltrain.run_folder import RunFolder
+from tltrain.spec.load import dump_yaml
+from tltrain.spec.schema import Spec
+from tltrain.train.distributed import Group
+from tltrain.train.session import fine_tune
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+
+FRAGILE = '''
+"""A network of the user's own whose worker kills itself once, at a given optimiser step."""
+import os, signal
+from pathlib import Path
+import torchvision
+from tltrain.train.lane import Lane
+
+update = Lane.update
+
+def deadly_update(lane, step):
+    marker = Path({marker!r})
+    if step == {step} and lane.group.rank == lane.group.world_size - 1 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    update(lane, step)
+
+Lane.update = deadly_update
+
+def build(num_classes):
+    return torchvision.models.shufflenet_v2_x0_5(num_classes=num_classes)
+'''
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One private cluster for all tests here."""
+    with connected():
+        yield
+
+
+def prepared(spec: Spec) -> RunFolder:
+    run = RunFolder.at(spec.storage, spec.name)
+    run.write_spec(dump_yaml(spec))
+    return run
+
+
+def train(spec: Spec) -> tuple[RunFolder, dict[str, Any]]:
+    run = prepared(spec)
+    return run, fit(spec, run, poll=lambda: None)
+
+
+def digest(run: RunFolder) -> str:
+    assert run.model.local_path is not None
+    return hashlib.sha256((run.model.local_path / "model.safetensors").read_bytes()).hexdigest()
+
+
+def fine_tune_plainly(group: Group, spec: Spec) -> None:
+    fine_tune(spec, RunFolder.at(spec.storage, spec.name), group)
+
+
+def fragile_spec(folder: Path, name: str, step: int, monkeypatch: pytest.MonkeyPatch) -> Spec:
+    module = f"fragile_{name.replace('-', '_')}"
+    (folder / f"{module}.py").write_text(FRAGILE.format(marker=str(folder / f"{name}.died"), step=step))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    changes = {
+        "allow_code": True,
+        "model": {"factory": f"{module}:build", "weights": "random", "freeze_depth": 2},
+        "resources.num_workers": 2,
+        "checkpoint.every_steps": 2,
+    }
+    return tiny_spec(folder, changes, name=name)
+
+
+def test_two_ray_workers_give_the_bits_of_two_plain_processes(cluster: None, tmp_path: Path) -> None:
+    spec = tiny_spec(tmp_path, {"resources.num_workers": 2}, name="on-ray")
+    run, summary = train(spec)
+    assert summary["evaluation"]["num_images"] == 45
+    assert run.state()["attempts"] == 1
+    assert "ray" not in run.folder.names()
+    plain = tiny_spec(tmp_path, {"resources.num_workers": 2}, name="plain")
+    ranks.run(2, fine_tune_plainly, plain)
+    assert digest(run) == digest(RunFolder.at(plain.storage, plain.name))
+
+
+def test_a_worker_killed_in_mid_epoch_costs_a_restart_and_no_bit(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never, once = (fragile_spec(tmp_path, name, step, monkeypatch) for name, step in (("clean", -1), ("killed", 3)))
+    clean, _ = train(never)
+    killed, _ = train(once)
+    assert (tmp_path / "killed.died").exists()
+    assert (clean.state()["attempts"], killed.state()["attempts"]) == (1, 2)
+    assert digest(killed) == digest(clean)
+    steps = [(row["lane"], row["step"]) for row in killed.metrics()]
+    assert steps == [("lane-0", 5), ("lane-0", 10)]
+
+
+def test_an_error_of_the_data_is_raised_as_it_is_and_not_retried(cluster: None, tmp_path: Path) -> None:
+    spec = tiny_spec(tmp_path, {"data.train": str(tmp_path / "nowhere.parquet")})
+    run = prepared(spec)
+    with pytest.raises(DataError, match="nowhere"):
+        fit(spec, run, poll=lambda: None)
+    assert run.state()["attempts"] == 1
+
+
+def test_a_request_that_can_never_be_met_is_refused_with_the_arithmetic(cluster: None, tmp_path: Path) -> None:
+    spec = tiny_spec(tmp_path, {"resources": {"num_workers": 64, "gpus_per_worker": 8, "wait_s": 0.1}})
+    with pytest.raises(ResourceError, match=r"64 worker\(s\) of 1 CPU \+ 8 GPU .* holds 0"):
+        fit(spec, prepared(spec), poll=lambda: None)
+
+
+def test_an_elastic_run_takes_what_the_cluster_has(cluster: None, tmp_path: Path) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    spec = tiny_spec(tmp_path, {"resources.num_workers": {"min": 1, "max": cpus}, "train.batch_size": 32})
+    run, _ = train(spec)
+    assert len(run.metrics()) == 2
+
+
+def start_driver(folder: Path, spec_path: Path) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tltrain.run", str(spec_path)], cwd=folder, env=environment, start_new_session=True
+    )
+
+
+def test_the_driver_killed_and_started_again_ends_with_the_same_bits(tmp_path: Path) -> None:
+    changes = {"checkpoint.every_steps": 1, "train.epochs": 6}
+    specs = [tiny_spec(tmp_path, changes, name=name) for name in ("driver-clean", "driver-killed")]
+    paths = [tmp_path / f"{spec.name}.yaml" for spec in specs]
+    for spec, path in zip(specs, paths, strict=True):
+        path.write_text(dump_yaml(spec))
+    assert start_driver(tmp_path, paths[0]).wait(timeout=240) == 0
+
+    driver = start_driver(tmp_path, paths[1])
+    killed = RunFolder.at(specs[1].storage, specs[1].name)
+    deadline = time.monotonic() + 120
+    while not killed.metrics() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert killed.state()["state"] == "running"
+    assert start_driver(tmp_path, paths[1]).wait(timeout=240) == 0
+    assert digest(killed) == digest(RunFolder.at(specs[0].storage, specs[0].name))
+    assert len(killed.metrics()) == 6

@@ -1,0 +1,158 @@
+"""The far side: one run from spec file to result, resumed, finished, refused, interrupted; alone and under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_spec
+
+from tltrain import run as far_side
+from tltrain.errors import DivergedError, SpecError
+from tltrain.run_folder import RunFolder
+from tltrain.spec.load import dump_yaml, load_spec
+from tltrain.train.cohort import Cohort
+
+
+def spec_file(folder: Path, changes: dict[str, Any] | None = None) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(dump_yaml(tiny_spec(folder, changes)))
+    return path
+
+
+def execute(path: Path, *sets: str) -> int:
+    return far_side.execute(load_spec(path, sets), local=True)
+
+
+def test_a_local_run_prints_its_result_to_stdout_and_its_progress_to_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(spec_file(tmp_path)) == 0
+    output = capsys.readouterr()
+    assert "Test accuracy" in output.out
+    assert str(tmp_path / "runs" / "tiny") in output.out
+    assert "  1/2" in output.err
+    assert "  2/2" in output.err
+    assert all(len(line) <= 80 for line in output.err.splitlines() if not line.startswith(("Run ", "Versions")))
+    state = RunFolder.open(str(tmp_path / "runs" / "tiny")).state()
+    assert state["state"] == "finished"
+    assert state["evaluation"]["num_images"] == 45
+
+
+def test_a_finished_run_says_so_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = spec_file(tmp_path)
+    execute(path)
+    capsys.readouterr()
+    assert execute(path) == 0
+    output = capsys.readouterr()
+    assert "is finished already" in output.err
+    assert "Test accuracy" in output.out
+
+
+def test_another_spec_under_the_same_name_is_refused_key_by_key(tmp_path: Path) -> None:
+    path = spec_file(tmp_path)
+    execute(path)
+    with pytest.raises(SpecError) as error:
+        execute(path, "optim.learning_rate=0.5", "train.batch_size=8")
+    assert [problem.key for problem in error.value.problems] == ["optim.learning_rate", "train.batch_size"]
+
+
+def test_what_does_not_change_the_numbers_may_change_on_resume(tmp_path: Path) -> None:
+    path = spec_file(tmp_path)
+    execute(path)
+    assert execute(path, "resources.cpus_per_worker=2", "checkpoint.keep=1") == 0
+
+
+def test_a_diverged_run_is_recorded_as_failed_with_its_error(tmp_path: Path) -> None:
+    path = spec_file(tmp_path, {"optim.learning_rate": 1e30, "model.freeze_depth": 0})
+    with pytest.raises(DivergedError):
+        execute(path)
+    state = RunFolder.open(str(tmp_path / "runs" / "tiny")).state()
+    assert state["state"] == "failed"
+    assert "is not finite" in state["error"][0]
+
+
+def test_an_interrupted_run_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = spec_file(tmp_path)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cohort, "_train_batch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            execute(path)
+    run = RunFolder.open(str(tmp_path / "runs" / "tiny"))
+    assert run.state()["state"] == "interrupted"
+    assert execute(path) == 0
+    assert run.state()["state"] == "finished"
+
+
+def test_problems_of_data_and_model_come_together_before_training(tmp_path: Path) -> None:
+    path = spec_file(tmp_path, {"data.train": str(tmp_path / "nowhere"), "model.freeze_depth": 99})
+    with pytest.raises(Exception, match="nowhere") as error:
+        execute(path)
+    assert "freeze_depth" in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_explain_shows_stages_counts_and_shares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_spec(spec_file(tmp_path, {"optim.layer_decay": 0.5}))
+    far_side.explain(loaded, as_json=True)
+    facts = json.loads(capsys.readouterr().out)
+    stages = facts["stages"]
+    assert [stage["trained"] for stage in stages[:2]] == [False, False]
+    assert stages[-1]["name"] == "head"
+    assert sum(stage["forward_share"] for stage in stages) == pytest.approx(1.0)
+    assert stages[-2]["learning_rate"] == pytest.approx(0.5 * stages[-1]["learning_rate"])
+    assert facts["trained_parameters"] < facts["parameters"]
+    far_side.explain(loaded, as_json=False)
+    assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+
+
+def test_evaluating_a_run_on_its_own_test_images_gives_its_own_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(spec_file(tmp_path))
+    capsys.readouterr()
+    far_side.evaluate_run(str(tmp_path / "runs" / "tiny"), str(tmp_path / "test.parquet"), as_json=True)
+    again = json.loads(capsys.readouterr().out)
+    first = RunFolder.open(str(tmp_path / "runs" / "tiny")).read_json("evaluation.json")
+    assert again["accuracy"] == first["accuracy"]
+    assert again["confusion_matrix"] == first["confusion_matrix"]
+    assert again["loss"] == pytest.approx(first["loss"], rel=1e-5)
+
+
+def test_under_torchrun_the_module_trains_without_ray(tmp_path: Path) -> None:
+    path = spec_file(tmp_path, {"resources.num_workers": 2})
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "ray.py").write_text("raise ImportError('ray is not installed here')")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'blocked'}:{Path(far_side.__file__).parent.parent}"}
+    done = subprocess.run(
+        [*launcher, "-m", "tltrain.run", str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Test accuracy") == 1
+
+
+def test_the_module_prints_all_problems_and_exits_with_their_code(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("name: BAD\nmodel: {nam: resnet18}\ndata: {train: x}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "tltrain.run", str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert f"{path}:1:7 name" in done.stderr
+    assert "model.nam" in done.stderr
+    assert "Traceback" not in done.stderr
