@@ -78,6 +78,7 @@ def test_set_and_file_are_cited_together_and_set_by_its_position() -> None:
     assert said[1].startswith("--set #2 train.batch_size: ")
 
 
+@pytest.mark.timeout(20)
 def test_alias_bomb_ends_early() -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{c}: &{c} [{', '.join(['*' + b] * 9)}]" for b, c in zip("abcdefgh", "bcdefghi", strict=True)]

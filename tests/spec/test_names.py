@@ -38,12 +38,6 @@ def test_data_sets_are_classes_of_torchvision() -> None:
     assert [name for name in names.TORCHVISION_DATA_SETS if not hasattr(datasets, name)] == []
 
 
-def test_table_suffixes_are_those_that_are_read() -> None:
-    from tltrain.data.tables import TABLE_SUFFIXES
-
-    assert set(names.TABLE_SUFFIXES) == set(TABLE_SUFFIXES)
-
-
 @pytest.mark.parametrize("model", ["resnet50", "efficientnet_lite0", "timm/anything.in1k"])
 def test_known_models_pass(model: str) -> None:
     assert check(spec_of(model)) == []
