@@ -190,6 +190,24 @@ def test_stages_with_no_cut_between_them_are_one():
     assert [stage.modules for stage in staged.stages] == [("one",), ("two", "three"), ("head",)]
 
 
+class Overwriting(nn.Module):
+    """A network that writes into a value which an earlier step has handed on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        return self.head(self.three(self.two(x) + self.relu(x.view(-1, 4))))
+
+
+def test_nothing_is_cut_where_the_tap_would_be_overwritten():
+    staged = StagedNetwork(Overwriting())
+    assert [stage.modules for stage in staged.stages] == [("one", "two"), ("three",), ("head",)]
+
+
 class Shared(nn.Module):
     """A network that uses a layer twice."""
 
