@@ -148,7 +148,8 @@ def build(num_classes: int, seed: int) -> EfficientNet:
     pretrained = with_own_names(torch.load(weights_file(), weights_only=True), network)
     kept = {name: tensor for name, tensor in pretrained.items() if not name.startswith(HEAD)}
     missing, unexpected = network.load_state_dict(kept, strict=False)
-    assert not unexpected and all(name.startswith(HEAD) for name in missing)
+    assert not unexpected
+    assert all(name.startswith(HEAD) for name in missing)
     initialise_head(network, HEAD, seed)
     return network
 
