@@ -17,7 +17,7 @@ from tltrain.spec.schema import Spec
 
 def write_digits(folder: Path, *, train: int = 96, test: int = 45) -> None:
     """Write train.parquet and test.parquet of scikit-learn's 8 x 8 digits as PNG bytes into `folder`."""
-    digits = load_digits()
+    digits: Any = load_digits()
     folder.mkdir(parents=True, exist_ok=True)
     for name, start, count in (("train", 0, train), ("test", 1000, test)):
         images = [_png(image) for image in digits.images[start : start + count]]

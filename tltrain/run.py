@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tltrain.errors import EXIT_INTERRUPTED, Problem, SpecError, TltrainError
@@ -83,7 +84,7 @@ def _is_finished(spec: Spec, run: RunFolder) -> bool:
     """Whether the run is done already. Raises SpecError where the folder holds a run of another spec."""
     if not run.exists():
         return False
-    before = parse_spec(run.spec_text(), where=f"{run.uri}/spec.yaml", base=run.folder.local_path).spec
+    before = parse_spec(run.spec_text(), where=f"{run.uri}/spec.yaml", base=Path.cwd()).spec
     changed = [
         Problem(
             f"the run {spec.name} in {run.uri} was started with {old!r}, and now it is {new!r}",
@@ -151,8 +152,14 @@ def _tell_finished(run: RunFolder) -> int:
 
 
 def _print_result(run: RunFolder) -> int:
-    print("\n".join(lines.result(run.state(), run.uri)), flush=True)
+    print("\n".join(lines.result(run.state(), _shown_path(run))), flush=True)
     return 0
+
+
+def _shown_path(run: RunFolder) -> str:
+    """Return the run's address as one would type it here: relative where it is below the current directory."""
+    path = run.folder.local_path
+    return str(path.relative_to(Path.cwd())) if path and path.is_relative_to(Path.cwd()) else str(run.folder)
 
 
 def _write_lines(texts: Sequence[str]) -> None:

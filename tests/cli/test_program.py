@@ -7,7 +7,6 @@ import logging
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -250,16 +249,11 @@ finally:
 """
 
 
-def test_help_starts_in_a_fraction_of_a_second_and_imports_nothing_heavy() -> None:
-    taken, command = [], [sys.executable, "-c", HELP, "--help"]
-    for _ in range(3):  # the machine may be busy with something else
-        begun = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        taken.append(time.perf_counter() - begun)
-        assert (done.returncode, done.stderr) == (0, "[]\n")
-        assert "validate" in done.stdout
+def test_help_imports_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP, "--help"], capture_output=True, text=True, timeout=60)
 
-    assert min(taken) < 1.0  # 0.2 s on an idle machine; importing ray or torch alone takes longer than this
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+    assert "validate" in done.stdout
 
 
 def test_module_is_the_same_program(spec_path: Path) -> None:

@@ -54,7 +54,9 @@ def _attempt(spec: Spec, run: RunFolder, request: Request, poll: Callable[[], No
         while not future.done():
             concurrent.futures.wait([future], timeout=0.2)
             poll()
-        return future.result().return_value
+        summary = future.result().return_value
+        assert summary is not None, "a worker group that ends well returns a summary"
+        return summary
 
 
 def _build_trainer(spec: Spec, run: RunFolder, request: Request) -> ray.train.torch.TorchTrainer:

@@ -46,7 +46,7 @@ def _number(value: float | None, width: int) -> str:
 
 
 def result(state: Mapping[str, Any], run: str) -> list[str]:
-    """Return the closing lines from run.json's `state` of a finished run at path or address `run`."""
+    """Return the closing lines from run.json's `state` of a finished run at the path or address `run`."""
     lines, evaluation, best = [], state.get("evaluation"), state.get("best")
     if best:
         lines.append(
@@ -62,9 +62,9 @@ def result(state: Mapping[str, Any], run: str) -> list[str]:
     return [
         *lines,
         f"Run folder  {run}",
-        "Next        tltrain evaluate RUN --data SOURCE    accuracy on other images",
-        "            RUN/model/                            weights, classes, preprocessing",
-        "            RUN/evaluation.json                   per class, confusion matrix",
+        "            model/           weights, classes, preprocessing",
+        "            evaluation.json  accuracy per class, confusion matrix, calibration",
+        f"Next        tltrain evaluate {run} --data SOURCE",
     ]
 
 

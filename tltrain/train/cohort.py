@@ -16,7 +16,7 @@ from tltrain.data.transforms import normalise
 from tltrain.models.stages import StagedNetwork
 from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
-from tltrain.train.lane import Clock, Lane, autocast, memory_format
+from tltrain.train.lane import Clock, Lane, autocast, place
 from tltrain.train.tally import Tally
 
 
@@ -30,7 +30,7 @@ class Taps:
     def _segment(self, start: int, stop: int) -> nn.Module:
         if (start, stop) not in self._segments:
             segment = self._network.prefix(start, stop)
-            self._segments[start, stop] = segment.to(self._group.device, memory_format=memory_format(self._spec))
+            self._segments[start, stop] = place(segment, self._spec, self._group.device)
         return self._segments[start, stop]
 
     @torch.no_grad()

@@ -47,9 +47,14 @@ def autocast(spec: Spec, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32")
 
 
-def memory_format(spec: Spec) -> torch.memory_format:
-    """Return the memory format of convolutions."""
-    return torch.channels_last if spec.train.channels_last else torch.contiguous_format
+def place(module: nn.Module, spec: Spec, device: torch.device) -> nn.Module:
+    """Move `module` to `device`, its convolutions in the spec's memory format."""
+    module.to(device)
+    if spec.train.channels_last:
+        for parameter in module.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 class Lane:
@@ -83,7 +88,7 @@ class Lane:
         """Take the stages from `depth` up out of the pretrained network, with a fresh optimiser."""
         train, device = self.spec.train, self.group.device
         self.depth = depth
-        self.suffix = self._network.suffix(depth).to(device=device, memory_format=memory_format(self.spec))
+        self.suffix = place(self._network.suffix(depth), self.spec, device)
         groups = optim.parameter_groups(
             self.suffix,
             self.spec.optim,
@@ -154,10 +159,11 @@ class Lane:
             self._forward = self._wrap(tap)
         seed = mix_seed(self.spec.seed, "lane", batch.epoch, batch.step, part, self.group.rank)
         seed_everything(self.group.device, seed)
-        waits = isinstance(self._forward, DistributedDataParallel) and not is_last
-        with self._forward.no_sync() if waits else contextlib.nullcontext():  # pyright: ignore[reportAttributeAccessIssue]
+        forward = self._forward
+        is_shared = isinstance(forward, DistributedDataParallel)
+        with forward.no_sync() if is_shared and not is_last else contextlib.nullcontext():
             with autocast(self.spec, self.group.device):
-                logits = self._forward(tap)
+                logits = forward(tap)
             losses = self._losses(logits.float(), batch)
             loss = torch.where(batch.weights > 0, losses, 0.0).sum() * (self.group.world_size / batch.count)
             self.scaler.scale(loss).backward()
