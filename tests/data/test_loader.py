@@ -106,9 +106,10 @@ def test_resumed_stream_equals_the_rest_of_the_whole_one(split: Split, start: Ke
     assert all_equal(resumed, rest)
 
 
-def test_augmentation_changes_with_epoch_and_seed(split: Split) -> None:
-    first = samples(stream(split, {"augment": "basic"}))
-    other = samples(stream(split, {"augment": "basic"}, seed=8))
+@pytest.mark.parametrize("settings", [{"augment": "basic"}, {"mixup": 1.0}, {"cutmix": 1.0}])
+def test_augmentation_changes_with_epoch_and_seed(split: Split, settings: dict[str, Any]) -> None:
+    first = samples(stream(split, settings))
+    other = samples(stream(split, settings, seed=8))
     assert sum(first[0, i] == first[1, i] for i in range(53)) < 5
     assert sum(first[0, i] == other[0, i] for i in range(53)) < 5
 
@@ -119,8 +120,8 @@ def columns(image: bytes) -> list[bytes]:
 
 
 def test_mixing_takes_the_partner_as_it_looks_in_this_epoch(split: Split) -> None:
-    plain = samples(stream(split, {"augment": "basic"}, num_epochs=1))
-    mixed = samples(stream(split, {"augment": "basic", "cutmix": 1.0}, num_epochs=1))
+    plain = samples(stream(split, {"augment": "basic"}, start_epoch=1))
+    mixed = samples(stream(split, {"augment": "basic", "cutmix": 1.0}, start_epoch=1))
     looks = {column for image, *_ in plain.values() for column in enumerate(columns(image))}
     assert all(column in looks for image, *_ in mixed.values() for column in enumerate(columns(image)))
     partners = {(label, partner) for _, label, partner, share in mixed.values() if share < 1}
@@ -226,6 +227,7 @@ def test_images_are_kept_only_where_they_fit_and_do_not_change(split: Split, cap
     assert not any(is_deterministic(spec(**s)) for s in ({"augment": "basic"}, {"mixup": 0.1}, {"cutmix": 1.0}))
 
 
+@pytest.mark.slow
 def test_source_that_may_not_be_forked_is_read_in_fresh_processes(
     split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
