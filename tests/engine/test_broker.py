@@ -1,0 +1,166 @@
+"""The broker's turns, without Ray: who trains with whom, how far, and what happens to those that end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tltrain.engine.broker import Broker, Task, Ticket, Work
+
+
+def ticket(trial: str, **changes: Any) -> Ticket:
+    return Ticket(**{"trial": trial, "values": {}, "cohort": "a", "epochs": 3, **changes})
+
+
+def broker(*tickets: Ticket, run_ahead: int = 100, max_lanes: int = 100, num_groups: int = 1) -> Broker:
+    made = Broker(num_groups=num_groups, run_ahead=run_ahead, max_lanes=max_lanes)
+    for each in tickets:
+        made.register(each)
+    return made
+
+
+def train(made: Broker, group: int = 0) -> Work:
+    """Take work and do it."""
+    work = made.take(group)
+    assert work is not None
+    made.complete([{"lane": trial, "epoch": work.epoch + 1} for trial in work.lanes], {})
+    return work
+
+
+def test_lanes_of_the_same_batches_train_together_and_are_built_once() -> None:
+    made = broker(ticket("t0"), ticket("t1"), ticket("t2", cohort="b"))
+    first, second = train(made), train(made)
+    assert set(first.lanes) == {"t0", "t1"}
+    assert {added.trial for added in first.added} == {"t0", "t1"}
+    assert (second.lanes, second.epoch, second.added) == (("t0", "t1"), 1, ())
+
+
+def test_lanes_at_different_epochs_do_not_share_a_batch() -> None:
+    made = broker(ticket("t0"))
+    train(made)
+    made.register(ticket("t1"))
+    assert {made.take(0).lanes for _ in range(1)} <= {("t0",), ("t1",)}  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_no_lane_trains_further_than_its_trial_has_asked() -> None:
+    made = broker(ticket("t0"), run_ahead=1)
+    train(made)
+    assert made.take(0) is None
+    made.request("t0", 2)
+    assert train(made).epoch == 1
+    assert made.take(0) is None
+
+
+def test_a_dropped_lane_trains_no_more_and_its_group_is_told() -> None:
+    made = broker(ticket("t0"), ticket("t1"))
+    train(made)
+    made.drop("t0")
+    work = train(made)
+    assert work.lanes == ("t1",)
+    assert work.dropped == ("t0",)
+
+
+def test_a_lane_dropped_while_it_trains_leaves_no_row() -> None:
+    made = broker(ticket("t0"))
+    work = made.take(0)
+    assert work is not None
+    made.drop("t0")
+    made.complete([{"lane": "t0"}], {})
+    assert made.row("t0", 1) is None
+    assert made.states() == {"t0": "dropped"}
+
+
+def test_a_failed_lane_answers_with_its_error_and_the_others_go_on() -> None:
+    made = broker(ticket("t0"), ticket("t1"))
+    made.take(0)
+    made.complete([{"lane": "t1"}], {"t0": "its loss is not finite"})
+    row = made.row("t0", 1)
+    assert row is not None
+    assert row["error"] == "its loss is not finite"
+    assert train(made).lanes == ("t1",)
+
+
+def test_a_clone_starts_from_the_saved_state_of_another() -> None:
+    made = broker(ticket("t0"), ticket("t1"), run_ahead=1)
+    train(made)
+    made.request_save("t0")
+    save = made.take(0)
+    assert save is not None
+    assert (save.task, save.lanes) == (Task.SAVE, ("t0",))
+    made.complete_save({"t0": "t0-1"})
+    assert made.saved("t0") == "t0-1"
+    made.register(ticket("t1", start="t0-1", start_epoch=1))
+    work = train(made)
+    assert work.lanes == ("t1",)
+    assert work.dropped == ("t1",)
+    assert work.added[0].start == "t0-1"
+    assert made.row("t1", 2) is not None
+
+
+def test_lanes_are_spread_over_groups_by_cost() -> None:
+    made = broker(*(ticket(f"t{i}", cost=cost) for i, cost in enumerate([9, 1, 1, 1, 9, 1])), num_groups=2)
+    loads = []
+    for group in (0, 1):
+        work = made.take(group)
+        assert work is not None
+        loads.append(sum({"t0": 9, "t4": 9}.get(trial, 1) for trial in work.lanes))
+    assert max(loads) - min(loads) <= 2
+
+
+def test_groups_end_only_when_nothing_can_come() -> None:
+    made = broker(ticket("t0", epochs=1))
+    train(made)
+    assert made.take(0) is None
+    made.close()
+    work = made.take(0)
+    assert work is not None
+    assert work.task is Task.STOP
+
+
+def test_a_group_that_died_builds_its_lanes_anew() -> None:
+    made = broker(ticket("t0"))
+    train(made)
+    made.take(0)
+    made.restart(0)
+    work = made.take(0)
+    assert work is not None
+    assert [added.trial for added in work.added] == ["t0"]
+
+
+def test_halving_ends_at_zero() -> None:
+    made = broker(*(ticket(f"t{i}") for i in range(4)), max_lanes=4)
+    assert [made.halve_lanes(), len(train(made).lanes), made.halve_lanes(), made.halve_lanes()] == [2, 2, 1, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_lane_ends_with_each_epoch_once_whatever_the_order_of_events(data: st.DataObject) -> None:
+    count, groups = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
+    epochs = [data.draw(st.integers(1, 4)) for _ in range(count)]
+    made = broker(run_ahead=data.draw(st.integers(0, 4)), max_lanes=data.draw(st.integers(1, 4)), num_groups=groups)
+    seen: dict[str, list[int]] = {f"t{i}": [] for i in range(count)}
+    for i in range(count):
+        made.register(ticket(f"t{i}", epochs=epochs[i], cohort=data.draw(st.sampled_from("ab"))))
+    for _ in range(200):
+        for i in range(count):
+            made.request(f"t{i}", min(epochs[i], len(seen[f"t{i}"]) + 1))
+        work = made.take(data.draw(st.integers(0, groups - 1)))
+        if work is None:
+            continue
+        for trial in work.lanes:
+            seen[trial].append(work.epoch)
+        made.complete([{"lane": trial} for trial in work.lanes], {})
+    assert seen == {f"t{i}": list(range(epochs[i])) for i in range(count)}
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_rows_are_kept_for_trials_that_ask_late(epoch: int) -> None:
+    made = broker(ticket("t0"))
+    train(made)
+    train(made)
+    row = made.row("t0", epoch)
+    assert row is not None
+    assert row["epoch"] == epoch

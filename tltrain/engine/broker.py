@@ -1,0 +1,215 @@
+"""The broker: which lanes train next on which worker group. A state machine; trials and groups talk to it by turns.
+
+A trial registers its lane and asks for its epochs one by one. A worker group asks for work, and gets the lanes that
+are at the same epoch of the same batches, so that they share decoding and the frozen stages. Nothing here knows Ray.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a group needs to build a lane: the spec's values, where it starts, how long it trains.
+
+    cohort: lanes with the same text share batches. cost: of one epoch, in any unit, to spread lanes over groups.
+    start: name of the saved state it goes on from, None for the pretrained network.
+    """
+
+    trial: str
+    values: dict[str, Any]
+    cohort: str
+    epochs: int
+    cost: float = 1.0
+    start_epoch: int = 0
+    start: str | None = None
+
+
+class Task(Enum):
+    """What a group is asked to do with the lanes of a piece of work."""
+
+    TRAIN = "train one epoch"
+    SAVE = "save the lanes' states"
+    STOP = "end the worker group"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One piece of work for one group. `added` lanes are built first, `dropped` ones forgotten."""
+
+    task: Task
+    lanes: tuple[str, ...] = ()
+    epoch: int = 0
+    added: tuple[Ticket, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+class State(Enum):
+    """Where a lane stands."""
+
+    WAITING = "waiting"
+    TRAINING = "training"
+    SAVING = "saving"
+    FINISHED = "finished"
+    FAILED = "failed"
+    DROPPED = "dropped"
+
+
+ENDED = (State.FINISHED, State.FAILED, State.DROPPED)
+
+
+@dataclass
+class _Lane:
+    ticket: Ticket
+    group: int
+    allowed: int
+    """Epochs that may be trained without another request."""
+    epoch: int
+    """Epochs that are trained."""
+    state: State = State.WAITING
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    error: str = ""
+    is_built: bool = False
+    wants_save: bool = False
+    saved_as: str | None = None
+
+
+class Broker:
+    """Lanes, their groups and their turns.
+
+    run_ahead: epochs a lane may train before its trial has asked for them: all of them where nothing ever stops a
+    trial early, the scheduler's grace period where something does.
+    """
+
+    def __init__(self, *, num_groups: int, run_ahead: int, max_lanes: int) -> None:
+        self.max_lanes = max_lanes
+        self._num_groups, self._run_ahead = num_groups, run_ahead
+        self._lanes: dict[str, _Lane] = {}
+        self._to_drop: dict[int, list[str]] = defaultdict(list)
+        self._is_closing = False
+
+    def register(self, ticket: Ticket) -> None:
+        """Add a lane, or put it back to another start (a clone of another trial's lane)."""
+        before = self._lanes.get(ticket.trial)
+        if before is not None and before.is_built:
+            self._to_drop[before.group].append(ticket.trial)
+        group = self._least_loaded() if before is None else before.group
+        allowed = ticket.start_epoch + self._run_ahead
+        self._lanes[ticket.trial] = _Lane(ticket, group, allowed, ticket.start_epoch)
+
+    def _least_loaded(self) -> int:
+        loads: Counter[int] = Counter(dict.fromkeys(range(self._num_groups), 0))
+        for lane in self._lanes.values():
+            if lane.state not in ENDED:
+                loads[lane.group] += lane.ticket.cost * (lane.ticket.epochs - lane.epoch)  # pyright: ignore
+        return min(loads, key=lambda group: (loads[group], group))
+
+    def is_known(self, trial: str) -> bool:
+        """Whether a lane of this name was registered."""
+        return trial in self._lanes
+
+    def request(self, trial: str, epoch: int) -> None:
+        """A trial asks for `epoch` (1-based): its lane may train that far."""
+        lane = self._lanes[trial]
+        lane.allowed = max(lane.allowed, epoch)
+
+    def row(self, trial: str, epoch: int) -> dict[str, Any] | None:
+        """Return the metrics of `epoch` (1-based), or None while there are none. A failed lane's row has `error`."""
+        lane = self._lanes[trial]
+        if epoch not in lane.rows and lane.state is State.FAILED:
+            return {"lane": trial, "error": lane.error}
+        return lane.rows.get(epoch)
+
+    def request_save(self, trial: str) -> None:
+        """A trial asks that its lane's state be saved as it stands now."""
+        lane = self._lanes[trial]
+        lane.wants_save, lane.saved_as = True, None
+
+    def saved(self, trial: str) -> str | None:
+        """Return the name under which the state asked for was saved, or None while it is not."""
+        return self._lanes[trial].saved_as
+
+    def drop(self, trial: str) -> None:
+        """A trial has ended: its lane trains no further."""
+        lane = self._lanes[trial]
+        if lane.state not in ENDED:
+            lane.state = State.DROPPED
+        if lane.is_built:
+            self._to_drop[lane.group].append(trial)
+            lane.is_built = False
+
+    def close(self) -> None:
+        """No more lanes will come: groups end when nothing is left to train."""
+        self._is_closing = True
+
+    def restart(self, group: int) -> None:
+        """A worker group has died: its lanes must be built anew."""
+        self._to_drop[group].clear()
+        for lane in self._lanes.values():
+            if lane.group == group and lane.state not in ENDED:
+                lane.is_built, lane.state = False, State.WAITING
+
+    def take(self, group: int) -> Work | None:
+        """Return the next work of `group`, or None where it has to wait."""
+        mine = [lane for lane in self._lanes.values() if lane.group == group]
+        to_save = [lane for lane in mine if lane.wants_save and lane.state is State.WAITING and lane.is_built]
+        if to_save:
+            return self._begin(Task.SAVE, group, to_save)
+        ready = [lane for lane in mine if lane.state is State.WAITING and lane.epoch < lane.allowed]
+        if ready:
+            return self._begin(Task.TRAIN, group, self._together(ready))
+        if self._is_closing and all(lane.state in ENDED for lane in mine):
+            return Work(Task.STOP)
+        return None
+
+    def _together(self, ready: list[_Lane]) -> list[_Lane]:
+        """Return the largest set of lanes at the same epoch of the same batches; the earliest epoch breaks ties."""
+        sets: dict[tuple[str, int], list[_Lane]] = defaultdict(list)
+        for lane in ready:
+            sets[lane.ticket.cohort, lane.epoch].append(lane)
+        key = min(sets, key=lambda key: (-len(sets[key]), key[1], key[0]))
+        return sets[key][: self.max_lanes]
+
+    def _begin(self, task: Task, group: int, lanes: list[_Lane]) -> Work:
+        added = tuple(lane.ticket for lane in lanes if not lane.is_built)
+        for lane in lanes:
+            lane.state = State.TRAINING if task is Task.TRAIN else State.SAVING
+            lane.is_built = True
+        dropped, self._to_drop[group] = tuple(self._to_drop[group]), []
+        return Work(task, tuple(lane.ticket.trial for lane in lanes), lanes[0].epoch, added, dropped)
+
+    def complete(self, rows: Iterable[Mapping[str, Any]], errors: Mapping[str, str]) -> None:
+        """A group has trained an epoch: `rows` of the lanes that went well, `errors` of those that failed."""
+        for row in rows:
+            lane = self._lanes[row["lane"]]
+            if lane.state is not State.TRAINING:
+                continue  # dropped in the meantime
+            lane.epoch += 1
+            lane.rows[lane.epoch] = dict(row)
+            ends = lane.epoch >= lane.ticket.epochs or bool(row.get("is_stopped"))
+            lane.state = State.FINISHED if ends else State.WAITING
+        for trial, error in errors.items():
+            lane = self._lanes[trial]
+            lane.state, lane.error = State.FAILED, error
+
+    def complete_save(self, names: Mapping[str, str]) -> None:
+        """A group has saved lanes: trial -> name of its state."""
+        for trial, name in names.items():
+            lane = self._lanes[trial]
+            lane.saved_as, lane.wants_save = name, False
+            if lane.state is State.SAVING:
+                lane.state = State.WAITING
+
+    def halve_lanes(self) -> int:
+        """A group ran out of memory: fewer lanes at a time from now on. Returns how many; 0 where one was too many."""
+        self.max_lanes //= 2
+        return self.max_lanes
+
+    def states(self) -> dict[str, str]:
+        """Return trial -> state, for people."""
+        return {trial: lane.state.value for trial, lane in self._lanes.items()}
