@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 FreezeDepth = Annotated[int, Field(ge=0)] | str
+Bounds = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
 Triple = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
 
 
@@ -53,6 +54,8 @@ class DataSpec(Section):
     """A fraction of `train` (stratified, seeded), another source, or null for none."""
     test: Fraction | str | None = None
     """A source never seen in training, a fraction of `train`, or null for none."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Seed of the fractions drawn from `train`; null takes the run's `seed`."""
     root: str = "~/.cache/tltrain/data"
     """Folder in which torchvision data sets are kept."""
     download: bool = True
@@ -214,8 +217,83 @@ class CheckpointSpec(Section):
     """Newest checkpoints that are kept. The best one is always kept besides."""
 
 
+class Domain(Section):
+    """What values a searched key takes: exactly one of these."""
+
+    grid: Annotated[list[Any], Field(min_length=1)] | None = None
+    """Each of these values with each of every other grid."""
+    choice: Annotated[list[Any], Field(min_length=1)] | None = None
+    """One of these values, drawn evenly."""
+    uniform: Bounds | None = None
+    """A number between two bounds."""
+    loguniform: Bounds | None = None
+    """A number between two positive bounds, its logarithm drawn evenly."""
+    quniform: Triple | None = None
+    """A multiple of the third number between the first two."""
+    randint: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """A whole number from the first bound up to, but not including, the second."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Domain:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+class ConfirmSpec(Section):
+    """Train the best trials again over several seeds before one of them is called the winner."""
+
+    top: Count = 3
+    """How many of the best trials."""
+    seeds: Annotated[int, Field(ge=2)] = 3
+    """How many seeds each, the sweep's own among them."""
+
+
+class SweepSpec(Section):
+    """A search over settings of the spec."""
+
+    space: Annotated[dict[str, Domain], Field(min_length=1)]
+    """Dotted key of the spec (`optim.learning_rate`) -> the values it takes."""
+    num_trials: Count | None = None
+    """How many trials; null runs the whole grid once."""
+    search: Literal["grid", "random", "optuna"] = "grid"
+    """How values are chosen: all of the grid, at random, or by Optuna from the results so far."""
+    scheduler: Literal["fifo", "asha", "median", "hyperband", "pbt", "pb2"] = "fifo"
+    """What stops or changes trials early: nothing (fifo), or a scheduler of Ray Tune."""
+    grace_epochs: Count = 1
+    """Epochs before a scheduler may stop a trial."""
+    metric: Literal["val_top1", "val_loss", "val_top5"] = "val_top1"
+    """Metric that trials are compared by."""
+    mode: Literal["max", "min"] | None = None
+    """Whether more or less of it is better; null takes what suits the metric."""
+    max_concurrent: Count | None = None
+    """Most trials that Ray Tune follows at a time; null follows all that the machine can."""
+    time_budget_s: Positive | None = None
+    """Seconds after which no more trials are started and running ones end."""
+    isolation: Literal["lanes", "process"] = "lanes"
+    """`lanes` share decoding and frozen stages on common workers; `process` gives each trial workers of its own."""
+    confirm: ConfirmSpec | None = None
+    """Train the best trials again over several seeds; null picks the best single result."""
+
+    @property
+    def better(self) -> Literal["max", "min"]:
+        """Whether more or less of the metric is better."""
+        return self.mode or ("min" if self.metric == "val_loss" else "max")
+
+
+class CacheSpec(Section):
+    """Keeping what the frozen stages give, where it is the same in every epoch and trial."""
+
+    budget_gb: NonNegative = 4.0
+    """Most gigabytes (10^9 bytes) that each node keeps; 0 keeps nothing."""
+    dir: str | None = None
+    """Folder for memory-mapped files, which later sweeps use again; null keeps it in memory."""
+    views: Count | None = None
+    """Random augmentations per image that are drawn once and used in turn; null draws anew in every epoch."""
+
+
 class Spec(Section):
-    """One fine-tuning run."""
+    """One fine-tuning run, or a sweep of them."""
 
     version: Annotated[int, Field(ge=1)] = SPEC_VERSION
     """Version of the spec's format."""
@@ -237,5 +315,9 @@ class Spec(Section):
     """What the run takes of the cluster."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     """When checkpoints are written and how many stay."""
+    sweep: SweepSpec | None = None
+    """A search over settings; null trains once."""
+    cache: CacheSpec = CacheSpec()
+    """What is kept of the frozen stages' work."""
     storage: str = "runs"
     """Folder or `s3://`, `gs://`, ... address under which the run's folder stands."""
