@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 CHROMIUM = Path("/usr/bin/chromium")
 _FLAGS = (
@@ -28,8 +28,8 @@ _FLAGS = (
 class Browser:
     """One page of a running browser. Commands are those of the DevTools protocol."""
 
-    def __init__(self, write_fd: int, read_fd: int) -> None:
-        self._out, self._in = os.fdopen(write_fd, "wb", buffering=0), os.fdopen(read_fd, "rb")
+    def __init__(self, out: IO[bytes], into: IO[bytes]) -> None:
+        self._out, self._in = out, into
         self._number, self._session = 0, ""
         self.complaints: list[str] = []
         """What the console and the page complained of."""
@@ -83,8 +83,8 @@ class Browser:
             pass
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression in the page; a promise is awaited."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -112,8 +112,9 @@ def browser(profile: Path) -> Iterator[Browser]:
         )
     os.close(commands)
     os.close(answers)
-    try:
-        yield Browser(ours_out, ours_in)
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+    with os.fdopen(ours_out, "wb", buffering=0) as out, os.fdopen(ours_in, "rb") as into:
+        try:
+            yield Browser(out, into)
+        finally:
+            process.terminate()
+            process.wait(timeout=20)

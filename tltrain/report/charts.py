@@ -9,6 +9,7 @@ from tltrain.report.markup import Markup, element, join, shortened
 from tltrain.report.scales import Axis, fit_axis
 from tltrain.report.svg import (
     CHARACTER,
+    MANY,
     WIDTH,
     Dot,
     Plot,
@@ -19,9 +20,11 @@ from tltrain.report.svg import (
     draw_legend,
     draw_line,
     draw_text,
+    draw_upright,
     legend_rows,
 )
 
+NARROW = 4  # coordinates that still fit a chart of the usual width
 _LABEL_CHARACTERS = 18
 
 
@@ -43,67 +46,92 @@ def heat_map(
     x_label: str,
     y_label: str,
     marked: tuple[int, int] | None = None,
-    cell_size: tuple[float, float] = (34, 32),
+    cell_size: tuple[float, float] | None = None,
 ) -> Markup:
     """Return a table of coloured cells at (row, column); missing ones stay hollow, `marked` gets a frame.
 
-    `cell_size` is the smallest width of a cell and its height; the chart gets wider than others where it must.
+    `cell_size` is the smallest width of a cell and its height, by default what suits the number of rows. The chart
+    gets wider than others where it must.
     """
-    row_labels = [shortened(label, _LABEL_CHARACTERS) for label in rows]
-    column_labels = [shortened(label, _LABEL_CHARACTERS) for label in columns]
-    left = 30 + CHARACTER * max(map(len, row_labels))
-    width, height = max(cell_size[0], (WIDTH - left - 8) / len(columns)), cell_size[1]
-    is_turned = CHARACTER * max(map(len, column_labels)) > width - 4
-    foot = 8 + height * len(rows)
-    depth = 14 + (CHARACTER * 0.75 * max(map(len, column_labels)) if is_turned else 8)
-    total_width, total_height = left + width * len(columns) + 8, foot + depth + 22
-
-    def place(row: int, column: int) -> tuple[float, float]:
-        return left + column * width, 8 + row * height
-
-    def box(row: int, column: int, style: str) -> Markup:
-        x, y = place(row, column)
-        return element("rect", x=x + 1, y=y + 1, width=width - 2, height=height - 2, rx=3, class_=style)
-
-    def cell(row: int, column: int) -> Markup:
-        found = cells.get((row, column))
-        if found is None:
-            return box(row, column, "hollow")
-        x, y = place(row, column)
-        text = draw_text(found.text, x + width / 2, y + height / 2 + 4, "value", "middle") if found.text else None
-        return element("g", element("title", found.tip), box(row, column, "fill"), text, class_=found.style)
-
+    layout = _Layout.of(columns, rows, cell_size)
+    places = [(row, column) for row in range(len(rows)) for column in range(len(columns))]
+    middle = layout.top + layout.height * len(rows) / 2
     return chart(
         title,
-        total_height,
-        *(cell(row, column) for row in range(len(rows)) for column in range(len(columns))),
-        box(*marked, "mark") if marked else None,
-        *(
-            draw_text(label, left - 6, place(row, 0)[1] + height / 2 + 4, "tick", "end")
-            for row, label in enumerate(row_labels)
-        ),
-        *(
-            _foot_label(label, place(0, c)[0] + width / 2, foot + 15, is_turned)
-            for c, label in enumerate(column_labels)
-        ),
-        draw_text(x_label, left + width * len(columns) / 2, total_height - 5, "label", "middle"),
-        element(
-            "text",
-            y_label,
-            class_="label",
-            text_anchor="middle",
-            transform=f"translate(12 {8 + height * len(rows) / 2:.0f}) rotate(-90)",
-        ),
-        width=total_width,
+        layout.foot + layout.depth + 22,
+        *(_cell(layout, place, cells.get(place)) for place in places),
+        layout.box(marked, "mark") if marked else None,
+        *(layout.row_label(index) for index in range(len(rows))),
+        *(layout.column_label(index) for index in range(len(columns))),
+        draw_text(x_label, (layout.left + layout.right) / 2, layout.foot + layout.depth + 17, "label", "middle"),
+        draw_upright(y_label, middle),
+        width=layout.right + 8,
     )
 
 
-def _foot_label(text: str, x: float, y: float, is_turned: bool) -> Markup:
-    if not is_turned:
-        return draw_text(text, x, y, "tick", "middle")
-    return element(
-        "text", text, class_="tick", text_anchor="end", transform=f"translate({x + 4:.0f} {y - 3:.0f}) rotate(-48)"
-    )
+@dataclass(frozen=True)
+class _Layout:
+    """Where the cells and labels of a heat map are, in pixels."""
+
+    columns: Sequence[str]
+    rows: Sequence[str]
+    left: float
+    width: float
+    height: float
+    top: float = 8
+
+    @classmethod
+    def of(cls, columns: Sequence[str], rows: Sequence[str], cell_size: tuple[float, float] | None) -> _Layout:
+        columns = [shortened(label, _LABEL_CHARACTERS) for label in columns]
+        rows = [shortened(label, _LABEL_CHARACTERS) for label in rows]
+        left = 30 + CHARACTER * max(map(len, rows))
+        smallest, height = cell_size or (38, min(96, max(32, 160 / len(rows))))
+        return cls(columns, rows, left, max(smallest, (WIDTH - left - 8) / len(columns)), height)
+
+    @property
+    def right(self) -> float:
+        return self.left + self.width * len(self.columns)
+
+    @property
+    def foot(self) -> float:
+        return self.top + self.height * len(self.rows)
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the labels of the columns need to be turned to fit."""
+        return CHARACTER * max(map(len, self.columns)) > self.width - 4
+
+    @property
+    def depth(self) -> float:
+        """Height of the labels of the columns."""
+        return 14 + CHARACTER * 0.75 * max(map(len, self.columns)) if self.is_turned else 22
+
+    def centre(self, place: tuple[int, int]) -> tuple[float, float]:
+        row, column = place
+        return self.left + (column + 0.5) * self.width, self.top + (row + 0.5) * self.height
+
+    def box(self, place: tuple[int, int], style: str) -> Markup:
+        x, y = self.centre(place)
+        width, height = self.width - 2, self.height - 2
+        return element("rect", x=x - width / 2, y=y - height / 2, width=width, height=height, rx=3, class_=style)
+
+    def row_label(self, row: int) -> Markup:
+        return draw_text(self.rows[row], self.left - 6, self.centre((row, 0))[1] + 4, "tick", "end")
+
+    def column_label(self, column: int) -> Markup:
+        x, text = self.centre((0, column))[0], self.columns[column]
+        if not self.is_turned:
+            return draw_text(text, x, self.foot + 15, "tick", "middle")
+        turn = f"translate({x + 4:.0f} {self.foot + 12:.0f}) rotate(-48)"
+        return element("text", text, class_="tick", text_anchor="end", transform=turn)
+
+
+def _cell(layout: _Layout, place: tuple[int, int], cell: Cell | None) -> Markup:
+    if cell is None:
+        return layout.box(place, "hollow")
+    x, y = layout.centre(place)
+    text = draw_text(cell.text, x, y + 4, "value", "middle") if cell.text else None
+    return element("g", element("title", cell.tip), layout.box(place, "fill"), text, class_=cell.style)
 
 
 @dataclass(frozen=True)
@@ -119,7 +147,7 @@ def parallel_coordinates(
 ) -> Markup:
     """Return one upright axis per coordinate, and lines of (share of the height per axis, a series for its looks)."""
     height, top, foot = 300, 40, 282
-    width = max(WIDTH, 120 * len(coordinates))
+    width = WIDTH if len(coordinates) <= NARROW else 170 * len(coordinates)
     left, right = 64, 64
     gap = (width - left - right) / max(1, len(coordinates) - 1)
 
@@ -150,6 +178,7 @@ def parallel_coordinates(
         *(line(shares, series) for shares, series in lines),
         *(axis(index, coordinate) for index, coordinate in enumerate(coordinates)),
         width=width,
+        is_many=len(lines) > MANY,
     )
 
 

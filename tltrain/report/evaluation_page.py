@@ -11,24 +11,28 @@ import pyarrow.compute as pc
 from tltrain.report.charts import Cell, heat_map
 from tltrain.report.layout import Row, Value, card, row, scroll, share_bar, table
 from tltrain.report.markup import Markup, element, shortened
-from tltrain.report.scales import Axis, number_text
+from tltrain.report.scales import Axis
 from tltrain.report.svg import Plot, chart, draw_line, draw_text
+from tltrain.report.trials import Metric
 
 MAX_CLASSES = 1000
-MAX_MATRIX = 30
+MAX_MATRIX = 24
 MAX_PAIRS = 10
 MAX_MISTAKES = 20
 _NAME = 60
+_STRIP = 40
 
 
 def sections(evaluation: Mapping[str, Any], predictions: pa.Table | None) -> list[Markup | None]:
     """Return the sections of the contents of evaluation.json and predictions.parquet."""
     split = str(evaluation.get("split", "test"))
-    return [
-        row(confusion_card(evaluation, split), pairs_card(evaluation, split)),
-        row(calibration_card(evaluation, split), mistakes_card(predictions)),
-        classes_card(evaluation, split),
+    halves = [
+        confusion_card(evaluation, split),
+        pairs_card(evaluation, split),
+        calibration_card(evaluation, split),
+        mistakes_card(predictions),
     ]
+    return [row(*halves), classes_card(evaluation, split)]
 
 
 def classes_card(evaluation: Mapping[str, Any], split: str) -> Markup:
@@ -84,8 +88,8 @@ def pairs_card(evaluation: Mapping[str, Any], split: str) -> Markup:
     ]
     wrong = sum(count for count, _, _ in pairs)
     top = sum(count for count, _, _ in pairs[:MAX_PAIRS])
-    note = f"These {len(rows)} account for {top:,} of {wrong:,} mistakes."
-    heads = ["true", "predicted", "images", "of the class"]
+    note = f"These {len(rows)} account for {top:,} of {wrong:,} mistakes; the share is that of the true class."
+    heads = ["true", "predicted", "images", "share"]
     return card("Worst pairs", table(heads, rows, wrapped=(0, 1)), note=note, id_="pairs")
 
 
@@ -99,7 +103,7 @@ def confusion_card(evaluation: Mapping[str, Any], split: str) -> Markup:
     order = _confused_first(evaluation)[:MAX_MATRIX]
     cells = _cells(evaluation, order, has_text=len(order) <= 12)
     labels = [shortened(names[index], _NAME) for index in order]
-    size = (34, 32) if len(order) <= 12 else (18, 18)
+    size = (32, 32) if len(order) <= 12 else (14, 14)
     picture = heat_map(
         labels, labels, cells, title="Confusion matrix", x_label="predicted", y_label="true", cell_size=size
     )
@@ -135,50 +139,56 @@ def _cells(evaluation: Mapping[str, Any], order: Sequence[int], *, has_text: boo
             if count:
                 share = count / classes[true]["support"]
                 style = f"q{min(8, int(share * 9))}" if true == predicted else f"e{1 + min(4, int(share / worst * 5))}"
-                tip = f"{classes[true]['class'][:_NAME]} taken for {classes[predicted]['class'][:_NAME]}: {count:,} ({100 * share:.1f} %)"
+                tip = (
+                    f"{shortened(classes[true]['class'], _NAME)} taken for "
+                    f"{shortened(classes[predicted]['class'], _NAME)}: {count:,} ({100 * share:.1f} %)"
+                )
                 cells[row_index, column] = Cell(str(count) if has_text else "", tip, style)
     return cells
 
 
 def calibration_card(evaluation: Mapping[str, Any], split: str) -> Markup:
-    """Return how often the network is right at each level of its confidence."""
+    """Return how often the network is right at each level of its confidence, and below it how many images are there."""
     bins = [one for one in evaluation["calibration_bins"] if one["count"]]
-    plot = Plot(Axis(0, 1), Axis(0, 1), height=300)
-    percent = lambda value: f"{number_text(100 * value)} %"  # noqa: E731
+    plot = Plot(Axis(0, 1), Axis(0, 1), height=290)
+    percent = Metric("val_top1").tick
     most = max((one["count"] for one in bins), default=1)
     picture = chart(
         "Reliability diagram",
-        plot.height,
+        plot.height + _STRIP + 8,
         plot.draw("confidence", "accuracy", percent, percent),
         *(_bin(plot, one, most) for one in bins),
         draw_line(plot.at_x(0), plot.at_y(0), plot.at_x(1), plot.at_y(1), "diagonal"),
-        draw_text("as good as it says", plot.at_x(0.02), plot.at_y(0.93), "tick", "start"),
+        draw_text("images", plot.left - 6, plot.height + _STRIP, "tick", "end"),
     )
     error = evaluation["expected_calibration_error"]
-    note = f"Expected calibration error {100 * error:.1f} % on the {split} images. Red: the gap; the strip at the foot: how many images."
+    note = (
+        f"Bars: how often it was right, marks: how sure it was, red: surer than right. "
+        f"Expected calibration error {100 * error:.1f} % on the {split} images."
+    )
     return card("Reliability", picture, note=note, id_="reliability")
 
 
 def _bin(plot: Plot, one: Mapping[str, Any], most: int) -> Markup:
     left, right = plot.at_x(one["lower"]) + 1, plot.at_x(one["upper"]) - 1
-    right_share, said = one["accuracy"], one["confidence"]
-    low, high = sorted((right_share, said))
-    tip = f"{one['count']:,} images with confidence {one['lower']:.2f} to {one['upper']:.2f} (mean {said:.3f}): {100 * right_share:.1f} % right"
+    accuracy, said = one["accuracy"], one["confidence"]
+    tip = (
+        f"{one['count']:,} images with confidence {one['lower']:.2f} to {one['upper']:.2f}, "
+        f"{100 * said:.1f} % on average: {100 * accuracy:.1f} % right"
+    )
 
     def box(top: float, foot: float, style: str) -> Markup:
-        return element(
-            "rect",
-            x=left,
-            y=plot.at_y(top),
-            width=right - left,
-            height=max(0.0, plot.at_y(foot) - plot.at_y(top)),
-            class_=style,
-        )
+        return element("rect", x=left, y=top, width=right - left, height=max(0.0, foot - top), class_=style)
 
-    strip = 14 * one["count"] / most
-    foot = plot.height - plot.bottom
-    count = element("rect", x=left, y=foot - strip, width=right - left, height=strip, class_="count")
-    return element("g", element("title", tip), box(right_share, 0, "bar"), box(high, low, "gap"), count)
+    strip, foot = _STRIP * one["count"] / most, plot.height + _STRIP
+    return element(
+        "g",
+        element("title", tip),
+        box(plot.at_y(accuracy), plot.at_y(0), "bar"),
+        box(plot.at_y(said), plot.at_y(accuracy), "gap"),
+        draw_line(left, plot.at_y(said), right, plot.at_y(said), "said"),
+        box(foot - strip, foot, "count"),
+    )
 
 
 def mistakes_card(predictions: pa.Table | None) -> Markup | None:

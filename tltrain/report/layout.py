@@ -21,10 +21,12 @@ class Value:
     number: float | None = None
 
 
-def card(title: str, *content: Markup | None, note: str | None = None, id_: str | None = None) -> Markup:
-    """Return a section with a heading and, below it, a line of explanation."""
+def card(
+    title: str, *content: Markup | None, note: str | None = None, id_: str | None = None, is_wide: bool = False
+) -> Markup:
+    """Return a section with a heading and, below it, a line of explanation; in a row, a wide one stands alone."""
     below = element("p", note, class_="note") if note else None
-    return element("section", element("h2", title), below, *content, class_="card", id=id_)
+    return element("section", element("h2", title), below, *content, class_="card wide" if is_wide else "card", id=id_)
 
 
 def row(*cards: Markup | None) -> Markup:
@@ -115,7 +117,7 @@ class Shades:
             return cls(0.0, 1.0)
         best = metric.best(values)
         furthest = min(values) if metric.higher_is_better else max(values)
-        near = best + 3 * (median(values) - best)
+        near = best + 2 * (median(values) - best)
         worst = furthest if near == best else max(furthest, near) if metric.higher_is_better else min(furthest, near)
         return cls(worst, best)
 

@@ -51,7 +51,9 @@
     const share = (place - from) / (to - from);
     return log ? lo * (hi / lo) ** share : lo + share * (hi - lo);
   };
-  const text = (number, unit) => unit === "%" ? (100 * number).toFixed(1) + " %" : String(Number(number.toPrecision(4)));
+  const text = (number, unit) => {
+    return unit === "%" ? (100 * number).toFixed(1) + " %" : String(Number(number.toPrecision(4)));
+  };
   const describe = (svg, line, x, y) => {
     if (!svg.dataset.x) return line.dataset.tip;
     const away = (point) => Math.hypot(point[0] - x, point[1] - y);
@@ -65,8 +67,9 @@
     tip.textContent = message;
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
+    const isLow = event.clientY + 18 + box.height > innerHeight;
     tip.style.left = Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 4)) + "px";
-    tip.style.top = (event.clientY + 18 + box.height > innerHeight ? event.clientY - box.height - 12 : event.clientY + 18) + "px";
+    tip.style.top = (isLow ? event.clientY - box.height - 12 : event.clientY + 18) + "px";
   };
   const over = (event) => {
     const svg = event.target.closest("svg.chart");
@@ -101,6 +104,7 @@
   for (const table of document.querySelectorAll("table.sortable")) {
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
+      if (!head.textContent) return;
       const button = document.createElement("button");
       button.type = "button";
       button.append(...head.childNodes);

@@ -21,7 +21,6 @@ from tltrain.report.markup import Markup, element, escaped, join, shortened
 from tltrain.report.scales import duration_text, number_text
 from tltrain.report.svg import Series, line_chart
 from tltrain.report.sweep import TRIALS_FILE
-from tltrain.report.sweep_charts import axis_text
 from tltrain.report.sweep_view import Sweep
 from tltrain.report.trials import Metric
 from tltrain.run_folder import SPEC_FILE, RunFolder
@@ -175,8 +174,6 @@ def run_sections(rows: Sequence[Mapping[str, Any]]) -> list[Markup | None]:
         row(
             _curves("Loss", rows, ("train_loss", "val_loss"), number),
             _curves("Top-1 accuracy", rows, ("train_top1", "val_top1"), share),
-        ),
-        row(
             _curves("Learning rate", rows, ("learning_rate",), Metric("learning_rate")),
             _curves("Images per second", rows, ("train_images_per_s",), Metric("images_per_s")),
         ),
@@ -196,7 +193,7 @@ def _curves(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str
         title=title,
         x_label="epoch",
         y_label=title.lower(),
-        y_text=axis_text(metric),
+        y_text=metric.tick,
         legend=legend,
         data_unit="%" if metric.is_share else "",
     )

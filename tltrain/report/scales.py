@@ -17,6 +17,8 @@ class Axis:
     lo: float
     hi: float
     is_log: bool = False
+    step: float | None = None
+    """Distance of the ticks of a linear axis; None chooses one."""
 
     def share(self, value: float) -> float:
         """Where `value` stands: 0 at `lo`, 1 at `hi`; values outside are moved to the nearer end."""
@@ -28,7 +30,7 @@ class Axis:
     def ticks(self, count: int = 5) -> list[float]:
         """About `count` round numbers on the axis, ascending."""
         ticks = log_ticks(self.lo, self.hi, count + 2) if self.is_log else []
-        return ticks if len(ticks) > 1 else linear_ticks(self.lo, self.hi, count)
+        return ticks if len(ticks) > 1 else linear_ticks(self.lo, self.hi, count, self.step)
 
 
 def fit_axis(values: Sequence[float], *, is_log: bool | None = None, is_tight: bool = False) -> Axis:
@@ -45,7 +47,7 @@ def fit_axis(values: Sequence[float], *, is_log: bool | None = None, is_tight: b
     if log or is_tight:
         return Axis(lo, hi, log)
     step = _step((hi - lo) / 5)
-    return Axis(math.floor(lo / step + 1e-9) * step, math.ceil(hi / step - 1e-9) * step)
+    return Axis(math.floor(lo / step + 1e-9) * step, math.ceil(hi / step - 1e-9) * step, step=step)
 
 
 def suits_log(values: Sequence[float]) -> bool:
@@ -56,9 +58,9 @@ def suits_log(values: Sequence[float]) -> bool:
     return math.log(median(values)) < (math.log(math.sqrt(lo) * math.sqrt(hi)) + math.log(lo / 2 + hi / 2)) / 2
 
 
-def linear_ticks(lo: float, hi: float, count: int = 5) -> list[float]:
-    """Return multiples of 1, 2, 2.5 or 5 times a power of ten in lo..hi, about `count` of them."""
-    step = _step((hi - lo) / count)
+def linear_ticks(lo: float, hi: float, count: int = 5, step: float | None = None) -> list[float]:
+    """Return the multiples of `step` in lo..hi; by default of 1, 2, 2.5 or 5 times a power of ten, about `count`."""
+    step = step or _step((hi - lo) / count)
     first, last = math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9)
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 

@@ -10,7 +10,8 @@ from tltrain.report.markup import Markup, element, join
 from tltrain.report.scales import Axis, fit_axis, number_text
 
 WIDTH = 480
-CHARACTER = 6.6  # width of one at the size of a chart's text, about
+CHARACTER = 7.0  # width of one at the size of a chart's text, about
+MANY = 40  # lines that are drawn thin, so that they can be told apart
 _MAX_POINTS = 200
 
 Text = Callable[[float], str]
@@ -34,7 +35,7 @@ class Plot:
     y: Axis
     top: float = 12
     height: float = 280
-    left: float = 52
+    left: float = 68
     right: float = 14
     bottom: float = 42
 
@@ -55,13 +56,7 @@ class Plot:
             *(draw_text(x_text(tick), self.at_x(tick), foot + 17, "tick", "middle") for tick in x_ticks),
             draw_line(self.left, foot, WIDTH - self.right, foot, "axis"),
             draw_text(x_label, (self.left + WIDTH - self.right) / 2, self.height - 6, "label", "middle"),
-            element(
-                "text",
-                y_label,
-                class_="label",
-                text_anchor="middle",
-                transform=f"translate(12 {(self.top + foot) / 2:.0f}) rotate(-90)",
-            ),
+            draw_upright(y_label, (self.top + foot) / 2),
         )
 
     def _rule(self, text: str, y: float) -> Markup:
@@ -112,6 +107,7 @@ def line_chart(
         plot.draw(x_label, y_label, number_text, y_text, whole_x=True),
         *(_series(plot, one) for one in series),
         draw_legend(rows),
+        is_many=len(series) > MANY,
         **plot.data(),
         **names,
     )
@@ -170,19 +166,30 @@ def dot_chart(
 
 
 def draw_dot(x: float, y: float, dot: Dot) -> Markup:
+    """Return a dot at a place in pixels."""
     return element(
         "circle", element("title", dot.tip), cx=x, cy=y, r=dot.radius, class_=f"dot {dot.style}", data_lane=dot.lane
     )
 
 
-def chart(title: str, height: float, *parts: Markup | None, width: float = WIDTH, **attributes: str | None) -> Markup:
-    """Return an SVG drawing that fills the width it is given, or keeps its own where it is wider than others."""
+def chart(
+    title: str,
+    height: float,
+    *parts: Markup | None,
+    width: float = WIDTH,
+    is_many: bool = False,
+    **attributes: str | None,
+) -> Markup:
+    """Return an SVG drawing that fills the width it is given, or keeps its own where it is wider than others.
+
+    `is_many` asks for thin lines.
+    """
     is_wide = width > WIDTH + 1
     return element(
         "svg",
         *parts,
         viewBox=f"0 0 {width:.0f} {height:.0f}",
-        class_="chart wide" if is_wide else "chart",
+        class_="chart" + " wide" * is_wide + " many" * is_many,
         width=width if is_wide else None,
         role="img",
         aria_label=title,
@@ -205,6 +212,7 @@ def legend_rows(legend: Sequence[tuple[str, str]]) -> list[list[tuple[float, str
 
 
 def draw_legend(rows: Sequence[Sequence[tuple[float, str, str]]]) -> Markup:
+    """Return the rows of `legend_rows` at the top of a chart."""
     return join(
         *(
             join(
@@ -218,8 +226,16 @@ def draw_legend(rows: Sequence[Sequence[tuple[float, str, str]]]) -> Markup:
 
 
 def draw_line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+    """Return a straight line; all places are in pixels."""
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=style)
 
 
 def draw_text(text: str, x: float, y: float, style: str, anchor: str) -> Markup:
+    """Return a text of which the start, middle or end (`anchor`) is at a place in pixels."""
     return element("text", text, x=x, y=y, class_=style, text_anchor=anchor)
+
+
+def draw_upright(text: str, y: float) -> Markup:
+    """Return the name of an upright axis, turned, at the left edge with its middle at `y`."""
+    turn = f"translate(14 {y:.0f}) rotate(-90)"
+    return element("text", text, class_="label", text_anchor="middle", transform=turn)

@@ -137,7 +137,7 @@ def grid(
             break
     unit = " in %" if metric.is_share else ""
     title = f"Best {metric.label}{unit} of each cell; * the best of all, . nothing yet"
-    return [title, *block, *(["A number with + stands for all from there up to the next one."] if has_bins else [])]
+    return [shortened(title, width), *block, *(["+: from there up to the next number."] if has_bins else [])]
 
 
 def _grid_texts(found: Grid, metric: Metric) -> dict[tuple[int, int], str]:

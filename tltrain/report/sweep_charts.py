@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tltrain.report.charts import Cell, Coordinate, color_bar, heat_map, interval_chart, parallel_coordinates
+from tltrain.report.charts import NARROW, Cell, Coordinate, color_bar, heat_map, interval_chart, parallel_coordinates
 from tltrain.report.layout import NUM_SHADES, Row, Value, card, scroll, table
 from tltrain.report.markup import Markup
 from tltrain.report.scales import Axis, fit_axis, number_text
 from tltrain.report.svg import Dot, Text, dot_chart, line_chart
 from tltrain.report.sweep_view import Sweep
-from tltrain.report.trials import Metric, Trial, is_number, make_buckets, make_grid, short_names
+from tltrain.report.trials import Metric, Trial, is_number, make_buckets, make_grid
 
 MAX_LINES = 400
 
@@ -21,14 +21,13 @@ def cells_card(sweep: Sweep) -> Markup | None:
     """Return the heat map of the first two searched keys, or dots where there is but one."""
     if not sweep.scored or not sweep.keys:
         return None
-    names = short_names(sweep.keys)
     if len(sweep.keys) == 1:
-        return card(f"{capital(sweep.metric.label)} by {names[sweep.keys[0]]}", _dots(sweep, sweep.keys[0]), id_="grid")
+        return card(f"By {sweep.names[sweep.keys[0]]}", _dots(sweep, sweep.keys[0]), id_="grid")
     x_key, y_key = sweep.keys[:2]
     grid = make_grid(sweep.trials, x_key, y_key)
     notes = [f"Best {sweep.metric.label} of each cell; the frame is the best of all."]
     if grid.columns.is_binned or grid.rows.is_binned:
-        notes.append("A number with + stands for all from there up to the next one.")
+        notes.append("+: from there up to the next number.")
     scores = grid.scores()
     if not scores:
         return None
@@ -38,13 +37,17 @@ def cells_card(sweep: Sweep) -> Markup | None:
         grid.columns.labels,
         grid.rows.labels,
         cells,
-        title=f"{sweep.metric.label} by {names[x_key]} and {names[y_key]}",
-        x_label=names[x_key],
-        y_label=names[y_key],
+        title=f"{sweep.metric.label} by {sweep.names[x_key]} and {sweep.names[y_key]}",
+        x_label=sweep.names[x_key],
+        y_label=sweep.names[y_key],
         marked=marked,
     )
     return card(
-        f"{capital(names[x_key])} and {names[y_key]}", scroll(picture), _scale(sweep), note=" ".join(notes), id_="grid"
+        f"By {sweep.names[x_key]} and {sweep.names[y_key]}",
+        scroll(picture),
+        _scale(sweep),
+        note=" ".join(notes),
+        id_="grid",
     )
 
 
@@ -53,7 +56,7 @@ def _cell(sweep: Sweep, trials: Sequence[Trial]) -> Cell:
     lines = [f"{trial.id}: {sweep.metric.text(trial.score)} ({sweep.settings(trial)})" for trial in trials[:6]]
     tip = "\n".join([*lines, *([f"and {count - 6} more"] if count > 6 else [])])
     if best.score is None:
-        return Cell("", tip, "q0")
+        return Cell("", tip, "waiting")
     text = f"{100 * best.score:.1f}" if sweep.metric.is_share else f"{best.score:.3f}"
     return Cell(text, tip, sweep.shades.style(best.score))
 
@@ -80,12 +83,12 @@ def _dots(sweep: Sweep, key: str) -> Markup:
     return dot_chart(
         dots,
         title=f"{sweep.metric.label} by {key}",
-        x_label=short_names([key])[key],
+        x_label=sweep.names[key],
         y_label=sweep.metric.label,
         x_axis=x_axis,
         y_axis=fit_axis(scores, is_log=False),
         x_text=x_text,
-        y_text=axis_text(sweep.metric),
+        y_text=sweep.metric.tick,
     )
 
 
@@ -99,12 +102,8 @@ def curves_card(sweep: Sweep, column: str) -> Markup | None:
         return None
     series.sort(key=lambda one: one.style == "best")
     axis, is_cut = _curve_axis([y for one in series for _, y in one.points], metric)
-    notes = [
-        f"All {len(series)} trials that have one."
-        if len(shown) == len(sweep.trials)
-        else f"The best {len(shown)} trials."
-    ]
-    notes += ["The darker, the better."]
+    which = f"{len(series):,} trials" if len(shown) == len(sweep.trials) else f"The best {len(series):,} trials"
+    notes = [f"{which}, coloured by their best {sweep.metric.label}."]
     notes += [f"Values above {metric.text(axis.hi)} are drawn at the edge."] if is_cut else []
     legend = [("the best", "best")] if sweep.winner else []
     legend += [("finished or running", "q6")]
@@ -114,13 +113,13 @@ def curves_card(sweep: Sweep, column: str) -> Markup | None:
         title=f"{metric.label} of all trials",
         x_label="epoch",
         y_label=metric.label,
-        y_text=axis_text(metric),
+        y_text=metric.tick,
         y_axis=axis,
         legend=legend,
         data_unit="%" if metric.is_share else "",
         is_cut=is_cut,
     )
-    return card(capital(metric.label), picture, note=" ".join(notes), id_=f"curves-{column.replace('_', '-')}")
+    return card(metric.title, picture, note=" ".join(notes), id_=f"curves-{column.replace('_', '-')}")
 
 
 def _shown(sweep: Sweep) -> list[Trial]:
@@ -145,10 +144,9 @@ def parallel_card(sweep: Sweep) -> Markup | None:
     trials = [trial for trial in _shown(sweep) if trial.score is not None and all(key in trial.values for key in keys)]
     if len(keys) < 2 or not trials:
         return None
-    names = short_names(sweep.keys)
     axes = [(key, *_value_axis(trials, key)) for key in keys]
     score_axis = _score_axis(sweep)
-    coordinates = [Coordinate(names[key], _ticks(axis, text)) for key, axis, _, text in axes]
+    coordinates = [Coordinate(sweep.names[key], _ticks(axis, text)) for key, axis, _, text in axes]
     coordinates.append(Coordinate(sweep.metric.label, _score_ticks(sweep, score_axis)))
     lines = []
     for trial in reversed(trials):
@@ -161,7 +159,14 @@ def parallel_card(sweep: Sweep) -> Markup | None:
     lines.sort(key=lambda line: line[1].style == "best")
     picture = parallel_coordinates(coordinates, lines, title="Searched values and what they led to")
     note = "Each line is a trial: its values, and at the right its best value of the metric."
-    return card("From values to result", scroll(picture), _scale(sweep), note=note, id_="parallel")
+    return card(
+        "From values to result",
+        scroll(picture),
+        _scale(sweep),
+        note=note,
+        id_="parallel",
+        is_wide=len(coordinates) > NARROW,
+    )
 
 
 def _value_axis(trials: Sequence[Trial], key: str) -> tuple[Axis, Callable[[Any], float], Text]:
@@ -191,12 +196,7 @@ def _score_axis(sweep: Sweep) -> Axis:
 
 
 def _score_ticks(sweep: Sweep, axis: Axis) -> list[tuple[float, str]]:
-    return [(axis.share(tick), axis_text(sweep.metric)(tick)) for tick in axis.ticks()]
-
-
-def axis_text(metric: Metric) -> Text:
-    """Return how the values of a metric are written at an axis."""
-    return (lambda value: f"{number_text(100 * value)} %") if metric.is_share else number_text
+    return [(axis.share(tick), sweep.metric.tick(tick)) for tick in axis.ticks()]
 
 
 def confirmation_card(sweep: Sweep) -> Markup | None:
@@ -209,9 +209,7 @@ def confirmation_card(sweep: Sweep) -> Markup | None:
         (one["trial"], one["top1"], one["mean"], tuple(one["interval"]) if one.get("interval") else None) for one in top
     ]
     best = next((index for index, one in enumerate(rows) if sweep.winner and one[0] == sweep.winner.id), -1)
-    picture = interval_chart(
-        rows, title="The best over seeds", x_label=metric.label, x_text=axis_text(metric), best=best
-    )
+    picture = interval_chart(rows, title="The best over seeds", x_label=metric.label, x_text=metric.tick, best=best)
     lines = [
         Row(
             [name, Value(str(len(values)), len(values)), Value(metric.text(mean), mean), _interval(interval)],
@@ -232,8 +230,3 @@ def confirmation_card(sweep: Sweep) -> Markup | None:
 
 def _interval(interval: tuple[float, float] | None) -> str:
     return "-" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
-
-
-def capital(text: str) -> str:
-    """Return a text with a capital first letter."""
-    return text[:1].upper() + text[1:]

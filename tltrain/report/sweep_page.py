@@ -8,9 +8,9 @@ from tltrain.report.charts import stacked_bars
 from tltrain.report.layout import Row, Value, card, facts, join_words, row, table
 from tltrain.report.markup import Markup
 from tltrain.report.scales import duration_text
-from tltrain.report.sweep_charts import capital, cells_card, confirmation_card, curves_card, parallel_card
+from tltrain.report.sweep_charts import cells_card, confirmation_card, curves_card, parallel_card
 from tltrain.report.sweep_view import Sweep
-from tltrain.report.trials import Trial, is_number, short_names, value_text
+from tltrain.report.trials import Trial, is_number, value_text
 
 MAX_ROWS = 1000
 PHASES = (
@@ -24,17 +24,18 @@ PHASES = (
 
 def sections(sweep: Sweep) -> list[Markup | None]:
     """Return all sections of a sweep but those of the winner's evaluation."""
-    return [
-        row(winner_card(sweep), cells_card(sweep)),
-        row(curves_card(sweep, sweep.metric.name), curves_card(sweep, _other_curve(sweep.metric.name))),
-        row(parallel_card(sweep), confirmation_card(sweep)),
-        row(stopped_card(sweep), sharing_card(sweep)),
-        trials_card(sweep),
+    other = "val_top1" if sweep.metric.name == "val_loss" else "val_loss"
+    halves = [
+        winner_card(sweep),
+        cells_card(sweep),
+        curves_card(sweep, sweep.metric.name),
+        curves_card(sweep, other),
+        parallel_card(sweep),
+        confirmation_card(sweep),
+        sharing_card(sweep),
+        stopped_card(sweep),
     ]
-
-
-def _other_curve(name: str) -> str:
-    return "val_top1" if name == "val_loss" else "val_loss"
+    return [row(*halves), trials_card(sweep)]
 
 
 def winner_card(sweep: Sweep) -> Markup | None:
@@ -42,11 +43,10 @@ def winner_card(sweep: Sweep) -> Markup | None:
     winner = sweep.winner
     if winner is None:
         return None
-    names = short_names(sweep.keys)
     is_running = any(trial.state in ("running", "pending") for trial in sweep.trials)
     entries = {
         "Trial": winner.id,
-        **{names[key]: value_text(value) for key, value in winner.values.items()},
+        **{sweep.names[key]: value_text(value) for key, value in winner.values.items()},
         f"Best {sweep.metric.label}": sweep.metric.text(winner.score),
         "At epoch": f"{winner.score_epoch} of {winner.epochs} trained" if winner.score_epoch else None,
         "State": winner.state,
@@ -86,7 +86,7 @@ def stopped_card(sweep: Sweep) -> Markup | None:
         )
         for (state, reason), trials in order[:100]
     ]
-    heads = ["state", "why", "trials", f"best {sweep.metric.label}", "which"]
+    heads = ["state", "why", "trials", "best", "which"]
     count = sum(map(len, by_reason.values()))
     note = f"{count} of {len(sweep.trials)} trials ended early."
     return card("What stopped whom", table(heads, rows, wrapped=(1, 4), is_tall=True), note=note, id_="stopped")
@@ -114,23 +114,15 @@ def trials_card(sweep: Sweep) -> Markup | None:
     """Return all trials as a table."""
     if not sweep.trials:
         return None
-    names, shown = short_names(sweep.keys), sweep.trials[:MAX_ROWS]
+    shown = sweep.trials[:MAX_ROWS]
     numeric = {key for key in sweep.keys if all(is_number(t.values[key]) for t in sweep.trials if key in t.values)}
-    heads = [
-        "trial",
-        *(names[key] for key in sweep.keys),
-        "epochs",
-        sweep.metric.label,
-        "at epoch",
-        "time",
-        "state",
-        "why",
-    ]
+    keys = [sweep.names[key] for key in sweep.keys]
+    heads = ["trial", sweep.metric.label, *keys, "epochs", "best at", "time", "state", "why"]
     rows = [_trial_row(sweep, trial, numeric) for trial in shown]
     note = "A click on a heading sorts."
     if len(shown) < len(sweep.trials):
         note = f"The best {len(shown):,} of {len(sweep.trials):,}; all of them are in trials.parquet. {note}"
-    return card(capital("trials"), table(heads, rows, wrapped=(len(heads) - 1,), is_tall=True), note=note, id_="trials")
+    return card("Trials", table(heads, rows, wrapped=(len(heads) - 1,), is_tall=True), note=note, id_="trials")
 
 
 def _trial_row(sweep: Sweep, trial: Trial, numeric: set[str]) -> Row:
@@ -140,9 +132,9 @@ def _trial_row(sweep: Sweep, trial: Trial, numeric: set[str]) -> Row:
         values.append(Value(text, value) if key in numeric else text)
     cells = [
         trial.id,
+        Value(sweep.metric.text(trial.score), trial.score),
         *values,
         Value(str(trial.epochs), trial.epochs),
-        Value(sweep.metric.text(trial.score), trial.score),
         Value("-" if trial.score_epoch is None else str(trial.score_epoch), trial.score_epoch),
         Value("-" if trial.seconds is None else duration_text(trial.seconds), trial.seconds),
         trial.state,

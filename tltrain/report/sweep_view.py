@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tltrain.report.layout import Shades
@@ -45,25 +46,29 @@ class Sweep:
         winner = next((trial for trial in joined if trial.id == named), first)
         return cls(joined, rows, metric, winner, confirmation, sharing)
 
-    @property
+    @cached_property
     def scored(self) -> list[Trial]:
         """The trials that have a value, best first."""
         return [trial for trial in self.trials if trial.score is not None]
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """The searched keys."""
         return searched_keys(self.trials)
 
-    @property
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Searched key -> its short name."""
+        return short_names(self.keys)
+
+    @cached_property
     def shades(self) -> Shades:
         """Shades for the trials' values, the same in all charts."""
         return Shades.of([trial.score for trial in self.trials if trial.score is not None], self.metric)
 
     def settings(self, trial: Trial) -> str:
         """The values of a trial in one line."""
-        names = short_names(self.keys)
-        return ", ".join(f"{names[key]} {shortened(value_text(value), 40)}" for key, value in trial.values.items())
+        return ", ".join(f"{self.names[key]} {shortened(value_text(value), 40)}" for key, value in trial.values.items())
 
     def series(self, trial: Trial, column: str) -> Series:
         """The curve of one column of a trial, with the looks it has in all charts."""

@@ -6,7 +6,7 @@ import json
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +38,21 @@ class Metric:
         """Its name for people."""
         return _LABELS.get(self.name, self.name.replace("_", " "))
 
+    @property
+    def title(self) -> str:
+        """Its name as a heading."""
+        words = self.label.replace("val ", "validation ")
+        return words[:1].upper() + words[1:]
+
     def text(self, value: float | None) -> str:
         """A value for people: `84.2 %`, `0.5123`, or `-` for None."""
         if value is None:
             return "-"
         return f"{100 * value:.1f} %" if self.is_share else f"{value:.4f}"
+
+    def tick(self, value: float) -> str:
+        """A value as it stands at an axis: `80 %`, `0.5`."""
+        return f"{number_text(100 * value)} %" if self.is_share else number_text(value)
 
     def best(self, values: Iterable[float]) -> float:
         """The best of some values."""
@@ -107,15 +117,15 @@ def searched_keys(trials: Iterable[Trial]) -> list[str]:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return key -> its last part, with as many of the parts before it as make it unique."""
+    """Return key -> its last part, or more of it where that is not unique or just `name`."""
     return {key: _short_name(key, keys) for key in keys}
 
 
 def _short_name(key: str, keys: Sequence[str]) -> str:
     parts = key.split(".")
     ends = [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
-    is_unique: Callable[[str], bool] = lambda end: sum(k == end or k.endswith(f".{end}") for k in keys) == 1  # noqa: E731
-    return next(filter(is_unique, ends), key)
+    unique = (end for end in ends if sum(other == end or other.endswith(f".{end}") for other in keys) == 1)
+    return next((end for end in unique if end != "name"), key)
 
 
 def value_text(value: Any) -> str:
