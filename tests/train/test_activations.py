@@ -99,7 +99,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_what_is_read_is_what_was_written_to_the_bit_and_in_its_layout(store: ActivationStore, name: str) -> None:
+def test_what_is_read_is_what_was_written_to_the_bit_and_in_its_layout(
+    store: ActivationStore, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     tap = LAYOUTS[name]
     array = opened(store, tap)
     order = torch.randperm(NUM_IMAGES, generator=torch.Generator().manual_seed(1))
@@ -112,6 +114,7 @@ def test_what_is_read_is_what_was_written_to_the_bit_and_in_its_layout(store: Ac
     assert array.has(ids)
     assert is_same(array.read(ids), torch.empty_like(tap[:4]).copy_(tap[ids]))
     assert array.read(torch.tensor([], dtype=torch.int64)).shape == (0, *tap.shape[1:])
+    assert not caplog.records, "a tap that is not there yet is nothing to warn of"
 
 
 @settings(deadline=None, max_examples=40)
@@ -196,7 +199,50 @@ def test_files_are_private_from_the_start(files: ActivationStore) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in files.directory.iterdir()} == {0o600}
 
 
+def names(files: ActivationStore) -> set[str]:
+    assert files.directory is not None
+    return {path.name.removeprefix(KEY.digest()) for path in files.directory.iterdir()} - {".lock"}
+
+
+def test_only_a_complete_file_gets_its_final_name(files: ActivationStore) -> None:
+    tap = taps_of()
+    array = opened(files, tap)
+    for ids in torch.arange(NUM_IMAGES).split(15):
+        array.commit()
+        array.wait()
+        assert names(files) == {".arrow.partial"}
+        array.write(ids, tap[ids])
+    array.commit()
+    array.wait()
+
+    assert names(files) == {".arrow"}
+
+
+def test_commit_does_not_name_a_file_that_has_taken_its_place(files: ActivationStore) -> None:
+    tap = taps_of()
+    array = opened(files, tap)
+    array.write(torch.arange(NUM_IMAGES), tap)
+    assert files.directory is not None
+    next(files.directory.glob("*.partial")).unlink()
+    opened(files, tap)
+    array.commit()
+    array.wait()
+
+    assert names(files) == {".arrow.partial"}
+
+
 # Several processes
+
+
+def test_users_of_one_file_see_each_others_taps_and_do_not_overwrite_them(files: ActivationStore) -> None:
+    tap = taps_of()
+    first, second = opened(files, tap), opened(files, tap)
+    first.write(torch.arange(4), tap[:4])
+    second.write(torch.arange(8), torch.cat([torch.zeros_like(tap[:4]), tap[4:8]]))
+
+    for array in (first, second):
+        assert array.has(torch.arange(8))
+        assert is_same(array.read(torch.arange(8)), tap[:8])
 
 
 def fill_half_and_read_all(group: Group, directory: Path) -> bool:

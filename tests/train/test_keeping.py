@@ -68,7 +68,7 @@ rates = st.builds(Rates, st.floats(1e6, 1e10), st.floats(1e6, 1e10))
 limits = st.integers(0, 4 * 10**8)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(demands(), rates, limits)
 def test_decision_is_the_best_of_all_choices_within_the_limit(demand: Demand, rates: Rates, limit: int) -> None:
     keepable = [cut for cut in demand.cuts if cut.is_keepable]
@@ -85,7 +85,7 @@ def test_decision_is_the_best_of_all_choices_within_the_limit(demand: Demand, ra
     )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(demands(), min_size=1, max_size=2), rates, limits)
 def test_decision_is_never_over_the_limit_and_never_keeps_a_cut_that_loses(
     wanted: list[Demand], rates: Rates, limit: int
@@ -101,7 +101,7 @@ def test_decision_is_never_over_the_limit_and_never_keeps_a_cut_that_loses(
     assert describe(decision)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(demands(), rates, limits, limits)
 def test_a_larger_limit_never_saves_less(demand: Demand, rates: Rates, limit: int, more: int) -> None:
     small, large = (decide([demand], [tier_of(size, rates)]).saving_s for size in (limit, limit + more))
@@ -109,7 +109,7 @@ def test_a_larger_limit_never_saves_less(demand: Demand, rates: Rates, limit: in
     assert large >= small
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(demands(), rates)
 def test_nothing_is_kept_that_is_needed_once(demand: Demand, rates: Rates) -> None:
     cuts = tuple(replace(cut, is_stored=False) for cut in demand.cuts)
