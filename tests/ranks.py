@@ -30,6 +30,7 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 def _enter(rank: int, world_size: int, store: str, queue: Any, function: Callable[..., Any], arguments: Any) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for loader processes, as usual on Linux
     try:
         if world_size > 1:
             timeout = timedelta(seconds=LIMIT_S)

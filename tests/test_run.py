@@ -84,7 +84,7 @@ def test_an_interrupted_run_can_go_on(tmp_path: Path, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Cohort, "_train_batch", interrupt)
+        patch.setattr(Cohort, "train_epoch", interrupt)
         with pytest.raises(KeyboardInterrupt):
             execute(path)
     run = RunFolder.open(str(tmp_path / "runs" / "tiny"))

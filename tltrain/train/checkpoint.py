@@ -61,9 +61,7 @@ class Checkpoints:
         """
         self._protected = step
 
-    def save(
-        self, step: int, parts: Mapping[str, State], info: dict[str, Any], *, background: bool = True
-    ) -> None:
+    def save(self, step: int, parts: Mapping[str, State], info: dict[str, Any], *, background: bool = True) -> None:
         """Copy the state now, write it and then delete old checkpoints.
 
         In the background, what goes wrong (StorageError) is raised by the next `save` or `wait`. At most one

@@ -14,7 +14,7 @@ from tltrain.data.loader import steps_per_epoch
 from tltrain.data.splits import Splits, load_splits
 from tltrain.data.transforms import resolve_preprocessing
 from tltrain.errors import TltrainError
-from tltrain.models.zoo import Network, build_network
+from tltrain.models.zoo import Network, build_network, check_image_size
 from tltrain.spec.schema import Spec
 
 
@@ -99,6 +99,7 @@ def check(spec: Spec) -> tuple[Splits, Network]:
             *(phase.freeze_depth for phase in spec.train.unfreeze_phases),
         ):
             network.staged.resolve_depth(setting)
+        check_image_size(network, resolve_preprocessing(spec.data, network.preprocessing).crop_size)
     except TltrainError as error:
         problems.append(error)
     if problems:

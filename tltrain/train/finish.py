@@ -16,10 +16,35 @@ from tltrain.data.loader import Batch
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.data.splits import Split
 from tltrain.models.zoo import Network
+from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.storage import Folder
 from tltrain.train.distributed import Group
 from tltrain.train.evaluation import Predictions, evaluate, write_predictions
+from tltrain.train.lane import Lane
+from tltrain.train.workbench import Workbench
+
+
+def finish_lane(bench: Workbench, lane: Lane, run: RunFolder) -> dict[str, Any]:
+    """Evaluate `lane` on the test images (without any: on the validation images) and save the whole model in `run`.
+
+    Every rank calls it. Returns the best epoch, and the evaluation's headline on rank 0.
+    """
+    splits = bench.splits
+    name, split = ("test", splits.test) if splits.test else ("validation", splits.val)
+    evaluation = None
+    if split is not None:
+        outputs = bench.evaluation(split).logits(lane)
+        evaluation = evaluate_split(outputs, split, splits.classes, bench.group, run.folder)
+    shown = None if evaluation is None else {"split": name, **headline(evaluation)}
+    summary = {"best": lane.best, "evaluation": shown}
+    if bench.group.is_first:
+        if evaluation is not None:
+            run.write_json("evaluation.json", {"split": name, **evaluation})
+        card = model_card(lane.spec, bench.network, bench.preprocessing, splits.classes, summary)
+        save_model(run.model, card, {**bench.network.module.state_dict(), **lane.kept.state_dict()})
+    bench.group.barrier()
+    return summary
 
 
 def evaluate_split(

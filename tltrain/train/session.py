@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from tltrain.data.decoded import DecodedImages, is_deterministic, plan_decoded_images
-from tltrain.data.loader import Batch, eval_batches, resolve_loader_workers, steps_per_epoch, train_batches
-from tltrain.data.preprocessing import Preprocessing
-from tltrain.data.splits import Split, Splits, load_splits
-from tltrain.data.transforms import resolve_preprocessing
 from tltrain.errors import DataError
-from tltrain.models.zoo import Network, build_network
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.checkpoint import Checkpoint, Checkpoints
-from tltrain.train.cohort import Cohort, Taps, Validation
 from tltrain.train.distributed import Group
-from tltrain.train.finish import evaluate_split, headline, model_card, save_model
-from tltrain.train.lane import Clock, Lane
+from tltrain.train.finish import finish_lane
+from tltrain.train.workbench import Workbench, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +31,9 @@ def fine_tune(spec: Spec, run: RunFolder, group: Group, *, report: Report | None
     configure_torch(spec)
     session = Session(spec, run, group, report)
     resumed = session.resume()
-    before = fingerprint(session.network.module) if group.is_first else ""
+    before = session.pretrained_fingerprint()
     session.train(resumed)
-    assert not group.is_first or fingerprint(session.network.module) == before, "a frozen tensor has moved"
+    assert session.pretrained_fingerprint() == before, "a frozen tensor has moved"
     return session.finish()
 
 
@@ -53,66 +43,20 @@ def configure_torch(spec: Spec) -> None:
     torch.use_deterministic_algorithms(spec.train.deterministic)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Return the sha256 over names and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-@dataclass
-class Keeper:
-    """Writes an epoch's rows and the checkpoints into the run folder (rank 0), and tells `report` (all ranks)."""
-
-    run: RunFolder
-    checkpoints: Checkpoints
-    group: Group
-    info: dict[str, Any]
-    report: Report | None
-
-    def record(self, rows: list[dict[str, Any]]) -> None:
-        """Add `rows` to metrics.jsonl."""
-        if self.group.is_first:
-            self.run.record_metrics(rows)
-        if self.report is not None:
-            self.report(rows[0])
-
-    def save(self, step: int, states: Mapping[str, Any], *, best: int | None) -> None:
-        """Write a checkpoint in the background."""
-        if self.group.is_first:
-            self.checkpoints.protect(best)
-            self.checkpoints.save(step, states, self.info | {"best_step": best})
-
-
 class Session:
-    """The parts of one run on one rank."""
+    """One lane on a workbench of its own, with its checkpoints."""
 
     def __init__(self, spec: Spec, run: RunFolder, group: Group, report: Report | None) -> None:
-        self.spec, self.run, self.group = spec, run, group
-        self.splits = load_splits(spec.data, spec.seed, check_leakage=False)  # the driver has looked
-        self.network = load_network(spec, run, group, num_classes=len(self.splits.classes))
-        self.preprocessing = resolve_preprocessing(spec.data, self.network.preprocessing)
-        self.clock = Clock(steps_per_epoch(len(self.splits.train), spec.train.batch_size), spec.train.epochs)
-        self.lane = Lane(
-            LANE,
-            spec,
-            self.network.staged,
-            group,
-            self.clock,
-            class_weights(spec, self.splits),
-        )
-        self.taps = Taps(self.network.staged, self.preprocessing, spec, group)
-        self.cohort = Cohort(spec, [self.lane], self.taps, group, self.clock)
+        self.spec, self.run, self.group, self._report = spec, run, group, report
+        self.bench = Workbench(spec, run, group, passes=spec.train.epochs)
+        self.lane = self.bench.make_lane(LANE, spec)
+        self.clock = self.lane.clock
         self.checkpoints = Checkpoints(run.checkpoints, keep=spec.checkpoint.keep)
-        self._num_loader_workers = resolve_loader_workers(
-            spec.data.num_loader_workers,
-            cpus_per_worker=spec.resources.cpus_per_worker,
-            local_world_size=group.local_world_size,
-        )
-        info = {"batch_size": spec.train.batch_size, "data_fingerprint": self.splits.fingerprint}
-        self._keeper = Keeper(run, self.checkpoints, group, info, report)
+        self._info = {"batch_size": spec.train.batch_size, "data_fingerprint": self.bench.splits.fingerprint}
+
+    def pretrained_fingerprint(self) -> str:
+        """Return the sha256 of the pretrained network, which must never move (rank 0; empty elsewhere)."""
+        return fingerprint(self.bench.network.module.state_dict()) if self.group.is_first else ""
 
     def resume(self) -> int:
         """Load the newest good checkpoint; return how many optimiser steps are behind it (0 without one)."""
@@ -120,8 +64,7 @@ class Session:
         if checkpoint is None:
             self._drop_rows_after(0)
             return 0
-        saved = checkpoint.info["data_fingerprint"]
-        if saved != self.splits.fingerprint:
+        if checkpoint.info["data_fingerprint"] != self.bench.splits.fingerprint:
             raise DataError(
                 f"the data has changed since run {self.run.name} began",
                 "Put the data back, or start a run with another name",
@@ -147,120 +90,51 @@ class Session:
 
     def train(self, start_step: int) -> None:
         """Train from `start_step` to the end, or until early stopping."""
-        if start_step >= self.clock.total_steps or self.lane.is_stopped:
-            return
         epoch, step = divmod(start_step, self.clock.steps_per_epoch)
-        self.cohort.train(self._train_batches(epoch, step), self._validation(), self._keeper)
+        while epoch < self.clock.epochs and not self.lane.is_stopped:
+            self._train_epoch(epoch, step)
+            epoch, step = epoch + 1, 0
         if self.group.is_first:
             self.checkpoints.wait()
-            self.run.write_json("timings.json", self.cohort.timings())
+            self.run.write_json("timings.json", {"first_step_at": self.bench.cohort.timer.first_step_at})
         self.group.barrier()
 
-    def _train_batches(self, epoch: int, step: int) -> Iterator[Batch]:
-        return train_batches(
-            self.splits.train,
-            self.preprocessing,
-            self.spec.data,
-            seed=self.spec.seed,
-            batch_size=self.spec.train.batch_size,
-            rank=self.group.rank,
-            world_size=self.group.world_size,
-            start_epoch=epoch,
-            start_step=step,
-            num_epochs=self.spec.train.epochs,
-            num_workers=self._num_loader_workers,
-            pin_memory=self.group.device.type == "cuda",
-            decoded=self._decoded(self.splits.train) if is_deterministic(self.spec.data) else None,
+    def _train_epoch(self, epoch: int, step: int) -> None:
+        bench, lanes = self.bench, [self.lane]
+        batches = bench.epoch_batches(epoch, step, {self.lane.depth_at(epoch)}, num_epochs=self.clock.epochs)
+        bench.cohort.train_epoch(lanes, epoch, batches, bench.kept, self._save)
+        self.lane.check_finite()
+        rows = bench.cohort.end_epoch(lanes, epoch, bench.validation)
+        if self.group.is_first:
+            self.run.record_metrics(rows)
+        if self._is_checkpoint_due(epoch):
+            self._save((epoch + 1) * self.clock.steps_per_epoch)
+        if self._report is not None:
+            self._report(rows[0])
+
+    def _is_checkpoint_due(self, epoch: int) -> bool:
+        settings, best, step = self.spec.checkpoint, self.lane.best, (epoch + 1) * self.clock.steps_per_epoch
+        return (
+            epoch + 1 == self.clock.epochs
+            or self.lane.is_stopped
+            or (best is not None and best["step"] == step)
+            or (settings.every_epochs is not None and (epoch + 1) % settings.every_epochs == 0)
+            or (settings.every_steps is not None and step % settings.every_steps == 0)
         )
 
-    def _decoded(self, split: Split) -> DecodedImages | None:
-        return plan_decoded_images(split, self.preprocessing)
-
-    def _validation(self) -> Validation | None:
-        return None if self.splits.val is None else self._evaluation(self.splits.val)
-
-    def _evaluation(self, split: Split) -> Validation:
-        decoded = self._decoded(split)
-
-        def batches() -> Iterator[Batch]:
-            return eval_batches(
-                split,
-                self.preprocessing,
-                batch_size=self.spec.train.batch_size,
-                rank=self.group.rank,
-                world_size=self.group.world_size,
-                num_workers=self._num_loader_workers,
-                pin_memory=self.group.device.type == "cuda",
-                decoded=decoded,
-            )
-
-        return Validation(batches, self.taps, self.spec, self.group)
+    def _save(self, step: int) -> None:
+        """Write a checkpoint in the background. Every rank calls it."""
+        self.lane.check_finite()
+        state, best = self.lane.state(), self.lane.best
+        if self.group.is_first:
+            best_step = None if best is None else best["step"]
+            self.checkpoints.protect(best_step)
+            self.checkpoints.save(step, {LANE: state}, self._info | {"best_step": best_step})
 
     def finish(self) -> dict[str, Any]:
-        """Evaluate the best checkpoint on the test images (without any: on the validation images), save the model."""
-        best = self.lane.best
-        if best is not None:
-            self.lane.load_state(self.checkpoints.load(best["step"]).parts[LANE])
-        name, split = ("test", self.splits.test) if self.splits.test else ("validation", self.splits.val)
-        evaluation = None
-        if split is not None:
-            validation = self._evaluation(split)
-            evaluation = evaluate_split(
-                validation.logits(self.lane), split, self.splits.classes, self.group, self.run.folder
-            )
-        summary = {
-            "best": best,
-            "evaluation": None if evaluation is None else {"split": name, **headline(evaluation)},
-        }
-        if self.group.is_first:
-            if evaluation is not None:
-                self.run.write_json("evaluation.json", {"split": name, **evaluation})
-            card = model_card(self.spec, self.network, self.preprocessing, self.splits.classes, summary)
-            save_model(self.run.model, card, {**self.network.module.state_dict(), **self.lane.kept.state_dict()})
-        self.group.barrier()
+        """Evaluate the best checkpoint and save its model; return the summary."""
+        if self.lane.best is not None:
+            self.lane.load_state(self.checkpoints.load(self.lane.best["step"]).parts[LANE])
+        summary = finish_lane(self.bench, self.lane, self.run)
+        self.bench.close()
         return summary
-
-
-def load_network(spec: Spec, run: RunFolder, group: Group, *, num_classes: int) -> Network:
-    """Return the pretrained network: from its weights at first, from the run's own copy when resuming.
-
-    The copy is written once, by rank 0, so a run no longer depends on where its weights came from.
-    """
-    frozen = Checkpoints(run.folder.child("pretrained"), keep=1)
-    has_copy = group.broadcast(bool(frozen.steps()) if group.is_first else None)
-    weights = "random" if has_copy else spec.model.weights
-    model = spec.model.model_copy(update={"weights": weights})
-    network = build_network(model, num_classes, seed=spec.seed, allow_code=spec.allow_code)
-    if has_copy:
-        copy = frozen.load(0)
-        network.module.load_state_dict(copy.parts["network"])
-        network.preprocessing = Preprocessing.from_dict(copy.info["preprocessing"])
-        network.weights_origin = copy.info["weights_origin"]
-    elif group.is_first:
-        info = {"preprocessing": network.preprocessing.to_dict(), "weights_origin": network.weights_origin}
-        frozen.save(0, {"network": network.module.state_dict()}, info)
-        frozen.wait()
-    group.barrier()
-    return network
-
-
-def class_weights(spec: Spec, splits: Splits) -> Tensor | None:
-    """Return the weights of the classes in the loss, float32 [num_classes] with mean 1 where positive, or None.
-
-    Raises DataError where `train.class_weights` names a class that does not exist or leaves one out.
-    """
-    setting = spec.train.class_weights
-    if setting == "none":
-        return None
-    if setting == "balanced":
-        counts = torch.bincount(torch.from_numpy(splits.train.labels), minlength=len(splits.classes))
-        weights = torch.where(counts > 0, 1 / counts, 0.0)  # a declared class may have no images
-    else:
-        wrong = set(setting) ^ set(splits.classes)
-        if wrong:
-            raise DataError(
-                f"train.class_weights and the data disagree on {', '.join(sorted(wrong))}",
-                f"Give one number for each of {', '.join(splits.classes)}",
-            )
-        weights = torch.tensor([setting[name] for name in splits.classes], dtype=torch.float32)
-    return weights / weights[weights > 0].mean()

@@ -1,0 +1,250 @@
+"""What lanes share: data, pretrained network, frozen stages and what is kept of them, batches and validation."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tltrain.data.bare import bare_eval_batches, bare_train_batches
+from tltrain.data.decoded import DecodedImages, is_deterministic, plan_decoded_images
+from tltrain.data.loader import Batch, eval_batches, resolve_loader_workers, steps_per_epoch, train_batches
+from tltrain.data.preprocessing import Preprocessing
+from tltrain.data.splits import Split, Splits, load_splits
+from tltrain.data.transforms import resolve_preprocessing
+from tltrain.errors import DataError
+from tltrain.models.state import load_state
+from tltrain.models.zoo import Network, build_network
+from tltrain.run_folder import RunFolder
+from tltrain.spec.schema import Spec
+from tltrain.train.activations import ActivationStore, TapKey, device_kind
+from tltrain.train.checkpoint import Checkpoints
+from tltrain.train.cohort import Cohort, Validation
+from tltrain.train.distributed import Group
+from tltrain.train.keeping import Tier
+from tltrain.train.kept import KeptTaps
+from tltrain.train.lane import Clock, Lane
+from tltrain.train.tap_files import Layout
+from tltrain.train.tap_rates import measure_tiers
+from tltrain.train.taps import Kept, NothingKept, Taps, can_do_without_images
+
+logger = logging.getLogger(__name__)
+
+GIGABYTE = 10**9
+
+
+class Workbench:
+    """Everything that lanes with the same data, batches and pretrained network have in common, on one rank."""
+
+    def __init__(self, spec: Spec, run: RunFolder, group: Group, *, passes: int) -> None:
+        """passes: how often the training images will be gone through, at a guess, over all lanes in lockstep."""
+        self.spec, self.group = spec, group
+        self.splits = load_splits(spec.data, spec.seed, check_leakage=False)  # the driver has looked
+        self.network = load_network(spec, run, group, num_classes=len(self.splits.classes))
+        self.preprocessing = resolve_preprocessing(spec.data, self.network.preprocessing)
+        self.steps_per_epoch = steps_per_epoch(len(self.splits.train), spec.train.batch_size)
+        local_batch = -(-spec.train.batch_size // group.world_size)
+        part = -(-local_batch // spec.train.accumulation_steps)
+        self.taps = Taps(self.network.staged, self.preprocessing, spec, group, part)
+        self.cohort = Cohort(spec, self.taps, group, self.steps_per_epoch)
+        self._part, self._passes = part, passes
+        self._is_constant = is_deterministic(spec.data)
+        self._store, self._own_directory = self._open_store(run)
+        self._all_kept: list[KeptTaps] = []
+        self.kept = self._keep("train", self.splits.train) if self._is_constant else NothingKept()
+        self._stream: Iterator[Batch] | None = None
+        self._stream_at = (-1, -1)
+        self._num_loader_workers = resolve_loader_workers(
+            spec.data.num_loader_workers,
+            cpus_per_worker=spec.resources.cpus_per_worker,
+            local_world_size=group.local_world_size,
+        )
+
+    def make_lane(self, name: str, spec: Spec) -> Lane:
+        """Return a new lane on this workbench; `spec` may differ from the workbench's where lanes may differ."""
+        clock = Clock(self.steps_per_epoch, spec.train.epochs)
+        return Lane(name, spec, self.network.staged, self.group, clock, class_weights(spec, self.splits))
+
+    def epoch_batches(self, epoch: int, step: int, depths: Collection[int], *, num_epochs: int) -> Iterator[Batch]:
+        """Return the batches of training from `step` of `epoch` on, at least to the end of the epoch.
+
+        Without images where the taps at `depths` are kept for all of them. Otherwise one set of loader processes
+        serves epochs that follow each other, up to `num_epochs`.
+        """
+        if can_do_without_images(depths, self.kept):
+            self._stream = None
+            return bare_train_batches(
+                self.splits.train,
+                seed=self.spec.seed,
+                batch_size=self.spec.train.batch_size,
+                rank=self.group.rank,
+                world_size=self.group.world_size,
+                epoch=epoch,
+                start_step=step,
+            )
+        if self._stream is None or self._stream_at != (epoch, step):
+            self._stream = self._load(epoch, step, num_epochs)
+        self._stream_at = (epoch + 1, 0)
+        return self._stream
+
+    def _load(self, epoch: int, step: int, num_epochs: int) -> Iterator[Batch]:
+        return train_batches(
+            self.splits.train,
+            self.preprocessing,
+            self.spec.data,
+            seed=self.spec.seed,
+            batch_size=self.spec.train.batch_size,
+            rank=self.group.rank,
+            world_size=self.group.world_size,
+            start_epoch=epoch,
+            start_step=step,
+            num_epochs=num_epochs,
+            num_workers=self._num_loader_workers,
+            pin_memory=self.group.device.type == "cuda",
+            decoded=self._decoded_train if self._is_constant else None,
+        )
+
+    @functools.cached_property
+    def _decoded_train(self) -> DecodedImages | None:
+        return plan_decoded_images(self.splits.train, self.preprocessing)
+
+    @functools.cached_property
+    def validation(self) -> Validation | None:
+        """Evaluates lanes on the validation images, where there are some."""
+        if self.splits.val is None:
+            return None
+        return self.evaluation(self.splits.val, self._keep("val", self.splits.val))
+
+    def evaluation(self, split: Split, kept: Kept | None = None) -> Validation:
+        """Return what evaluates lanes on `split`."""
+        kept = kept or NothingKept()
+        decoded = plan_decoded_images(split, self.preprocessing)
+        place = {"rank": self.group.rank, "world_size": self.group.world_size}
+
+        def batches(depths: Collection[int]) -> Iterator[Batch]:
+            if can_do_without_images(depths, kept):
+                return bare_eval_batches(split, batch_size=self.spec.train.batch_size, **place)
+            has_all = decoded is not None and bool(decoded.filled[self.group.rank :: self.group.world_size].all())
+            return eval_batches(
+                split,
+                self.preprocessing,
+                batch_size=self.spec.train.batch_size,
+                num_workers=0 if has_all else self._num_loader_workers,
+                pin_memory=self.group.device.type == "cuda",
+                decoded=decoded,
+                **place,
+            )
+
+        return Validation(batches, self.taps, kept, self.spec, self.group)
+
+    def _open_store(self, run: RunFolder) -> tuple[ActivationStore, Path | None]:
+        """Return the store of kept taps; where ranks of a node must share it without a folder given, one of its own."""
+        cache = self.spec.cache
+        directory = None if cache.dir is None else Path(cache.dir).expanduser()
+        own = None
+        if directory is None and self.group.local_world_size > 1:
+            name = hashlib.sha256(run.uri.encode()).hexdigest()[:16]
+            directory = own = Path(tempfile.gettempdir()) / f"tltrain-taps-{name}"
+        budget = round(cache.budget_gb * GIGABYTE)
+        return ActivationStore(directory, budget, pin_memory=self.group.device.type == "cuda"), own
+
+    def _keep(self, name: str, split: Split) -> Kept:
+        if self.spec.cache.budget_gb == 0 or self._passes < 2:
+            return NothingKept()
+        names = [stage.name for stage in self.network.staged.stages]
+        kept = KeptTaps(name, len(split), self._passes, self._store, self._tiers, self._tap_key, names)
+        self._all_kept.append(kept)
+        return kept
+
+    def _tiers(self) -> tuple[Tier, ...]:
+        return measure_tiers(self._store.directory, self._store.budget_bytes, self.group.device)
+
+    def _tap_key(self, split: str, depth: int, layout: Layout) -> TapKey:
+        return TapKey(
+            weights=self._weights_below(depth),
+            cut=self.network.staged.stages[depth - 1].name,
+            depth=depth,
+            preprocessing=self.preprocessing.to_dict(),
+            data=self.splits.fingerprint,
+            split=split,
+            dtype=str(layout.dtype),
+            precision=self.spec.train.precision,
+            channels_last=self.spec.train.channels_last,
+            batch_size=self._part,
+            device=device_kind(self.group.device),
+        )
+
+    @functools.cache  # noqa: B019  a workbench lives as long as its process
+    def _weights_below(self, depth: int) -> str:
+        staged = self.network.staged
+        state = self.network.module.state_dict()
+        return fingerprint({name: tensor for name, tensor in state.items() if staged.stage_of(name) < depth})
+
+    def close(self) -> None:
+        """End the use of what is kept; every rank calls it."""
+        for kept in self._all_kept:
+            kept.close()
+        self.group.barrier()
+        if self._own_directory is not None and self.group.local_rank == 0:
+            shutil.rmtree(self._own_directory, ignore_errors=True)
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Return the sha256 over names and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_network(spec: Spec, run: RunFolder, group: Group, *, num_classes: int) -> Network:
+    """Return the pretrained network: from its weights at first, from the run's own copy when resuming.
+
+    The copy is written once, by rank 0, so a run no longer depends on where its weights came from.
+    """
+    frozen = Checkpoints(run.folder.child("pretrained"), keep=1)
+    has_copy = group.broadcast(bool(frozen.steps()) if group.is_first else None)
+    weights = "random" if has_copy else spec.model.weights
+    model = spec.model.model_copy(update={"weights": weights})
+    network = build_network(model, num_classes, seed=spec.seed, allow_code=spec.allow_code)
+    if has_copy:
+        copy = frozen.load(0)
+        load_state(network.module, copy.parts["network"], network.head_name, f"{run.uri}/pretrained")
+        network.preprocessing = Preprocessing.from_dict(copy.info["preprocessing"])
+        network.weights_origin = copy.info["weights_origin"]
+    elif group.is_first:
+        info = {"preprocessing": network.preprocessing.to_dict(), "weights_origin": network.weights_origin}
+        frozen.save(0, {"network": network.module.state_dict()}, info)
+        frozen.wait()
+    group.barrier()
+    return network
+
+
+def class_weights(spec: Spec, splits: Splits) -> Tensor | None:
+    """Return the weights of the classes in the loss, float32 [num_classes] with mean 1 where positive, or None.
+
+    Raises DataError where `train.class_weights` names a class that does not exist or leaves one out.
+    """
+    setting = spec.train.class_weights
+    if setting == "none":
+        return None
+    if setting == "balanced":
+        counts = torch.bincount(torch.from_numpy(splits.train.labels), minlength=len(splits.classes))
+        weights = torch.where(counts > 0, 1 / counts, 0.0)  # a declared class may have no images
+    else:
+        wrong = set(setting) ^ set(splits.classes)
+        if wrong:
+            raise DataError(
+                f"train.class_weights and the data disagree on {', '.join(sorted(wrong))}",
+                f"Give one number for each of {', '.join(splits.classes)}",
+            )
+        weights = torch.tensor([setting[name] for name in splits.classes], dtype=torch.float32)
+    return weights / weights[weights > 0].mean()
