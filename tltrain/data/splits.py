@@ -44,7 +44,7 @@ def load_splits(data: DataSpec, seed: int, *, check_leakage: bool = True) -> Spl
 
     Fractions are taken out of the training images, class by class (at least one image where a class has
     more), the test's first: in each class the images are ranked by a hash of (seed, id), so that an image
-    keeps its split when others are added. `check_leakage` compares contents (see `leakage`); one rank is
+    keeps its split when others are added. `data.split_seed` stands in for `seed` where it is given. `check_leakage` compares contents (see `leakage`); one rank is
     enough for that.
 
     Raises DataError if a source, its classes or a fraction cannot be used.
@@ -52,6 +52,7 @@ def load_splits(data: DataSpec, seed: int, *, check_leakage: bool = True) -> Spl
     source = open_source(data.train, data, split="train")
     _check_training(source, data.train)
     _check_fractions(data)
+    seed = seed if data.split_seed is None else data.split_seed
     warnings = [*source.warnings, *_empty_classes(source)]
     rest = np.arange(len(source), dtype=np.int64)
     parts: dict[str, Split] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from tltrain.errors import Problem
 from tltrain.spec.names import TIMM_PREFIX, TORCHVISION_DATA_SETS, TORCHVISION_PREFIX, model_names
@@ -31,9 +31,14 @@ def check(spec: Spec, wrong: Iterable[str] = ()) -> list[Problem]:
     bad = tuple(wrong)
     found: list[Problem] = []
     for keys, function in _CHECKS:
-        if not any(_overlap(key, other) for key in keys for other in bad):
+        if not overlap(keys, bad):
             found += function(spec)
     return found
+
+
+def overlap(keys: Iterable[str], others: Collection[str]) -> bool:
+    """Whether one of `keys` is one of `others`, or holds it, or lies within it."""
+    return any(_overlap(key, other) for key in keys for other in others)
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from tltrain.spec.keys import SPACE
 from tltrain.spec.schema import Section, Spec
 from tltrain.spec.yaml_text import KeyPath, dotted, parse_scalar
 
@@ -41,6 +42,8 @@ def scalar(value: Any) -> str:
         return value if is_plain and value and _stays_text(value) else _quoted(value)
     if isinstance(value, list):
         return f"[{', '.join(scalar(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{scalar(key)}: {scalar(item)}" for key, item in value.items()) + "}"
     return json.dumps(value, allow_nan=False)
 
 
@@ -66,11 +69,15 @@ def _field(name: str, value: Any, path: KeyPath, indent: str) -> Iterator[Line]:
         yield Line(f"{indent}{name}:", "")
         for index, item in enumerate(value):
             yield from _item(list(_lines(item, (*path, index), indent + "    ")), indent)
+    elif path == SPACE and isinstance(value, dict):
+        yield Line(f"{indent}{name}:", "")
+        for key, domain in value.items():
+            yield Line(f"{indent}  {scalar(key)}: {scalar({domain.kind: domain.values})}", dotted((*path, key)))
     elif isinstance(value, dict) and value:
         yield Line(f"{indent}{name}:", dotted(path))
         yield from (Line(f"{indent}  {scalar(key)}: {scalar(each)}", "") for key, each in value.items())
     else:
-        yield Line(f"{indent}{name}: {scalar(value) if value != {} else '{}'}", dotted(path))
+        yield Line(f"{indent}{name}: {scalar(value)}", dotted(path))
 
 
 def _item(lines: list[Line], indent: str) -> Iterator[Line]:

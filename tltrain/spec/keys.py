@@ -7,8 +7,11 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from tltrain.spec.schema import Section, Spec
+from tltrain.spec.schema import Domain, Section, Spec
 from tltrain.spec.yaml_text import KeyPath
+
+SPACE = ("sweep", "space")
+_KINDS = frozenset(Domain.model_fields)
 
 
 def leaves(value: Section, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
@@ -23,6 +26,8 @@ def _leaves_of(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
     elif isinstance(value, list) and value and isinstance(value[0], Section):
         for index, item in enumerate(value):
             yield from leaves(item, (*path, index))
+    elif path == SPACE and isinstance(value, dict):
+        yield from (((*path, key), {domain.kind: domain.values}) for key, domain in value.items())
     else:
         yield path, value
 
@@ -61,6 +66,16 @@ def all_keys(section: type[Section] = Spec, prefix: str = "") -> tuple[str, ...]
             if is_section(branch):
                 found += all_keys(bare(branch), f"{prefix}{name}.")
     return tuple(found)
+
+
+def split_key(key: str) -> KeyPath:
+    """The path of a dotted key; a searched key, which holds dots of its own, is one part of it."""
+    parts = key.split(".")
+    if tuple(parts[:2]) != SPACE or len(parts) == 2:
+        return tuple(parts)
+    inside = parts[2:]
+    end = next((index for index, part in enumerate(inside) if index and part in _KINDS), len(inside))
+    return (*SPACE, ".".join(inside[:end]), *inside[end:])
 
 
 def set_value(values: Any, path: KeyPath, value: Any) -> KeyPath:

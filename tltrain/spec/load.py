@@ -16,6 +16,7 @@ from tltrain.spec.checks import check
 from tltrain.spec.overrides import apply_sets, put
 from tltrain.spec.paths import make_absolute
 from tltrain.spec.schema import SPEC_VERSION, Spec
+from tltrain.spec.sweep_checks import check_sweep, sweep_warnings
 from tltrain.spec.translate import Finding, validate
 from tltrain.spec.unused import unused_settings
 from tltrain.spec.wording import kind
@@ -55,7 +56,8 @@ def parse_spec(text: str, *, where: str, base: Path, sets: Sequence[str] = ()) -
     spec = make_absolute(_validated(document), document, base.absolute())
     origins = {dotted(path): document.places.get(path, "default") for path, _ in keys.leaves(spec)}
     given = {key for key, origin in origins.items() if origin != "default"}
-    warnings = tuple(_at(document, problem) for problem in unused_settings(spec, given))
+    found = [*unused_settings(spec, given), *sweep_warnings(spec)]
+    warnings = tuple(_at(document, problem) for problem in found)
     return LoadedSpec(spec, origins, warnings)
 
 
@@ -88,7 +90,7 @@ def replace(spec: Spec, values: Mapping[str, object]) -> Spec:
     """
     document = Document(spec.model_dump())
     for key, value in values.items():
-        put(document, tuple(key.split(".")), Document(deepcopy(value)))
+        put(document, keys.split_key(key), Document(deepcopy(value)))
     return make_absolute(_validated(document), document, Path.cwd())
 
 
@@ -104,7 +106,9 @@ def _validated(document: Document) -> Spec:
     if usable is not None:
         wrong = [dotted(finding.path) for finding in findings if not finding.unknown]
         wrong += [problem.key for problem in document.problems]
-        problems += [_at(document, problem) for problem in check(usable, [key for key in wrong if key])]
+        wrong = [key for key in wrong if key]
+        found = check(usable, wrong) + check_sweep(usable, wrong)
+        problems += [_at(document, problem) for problem in found]
     if problems or spec is None:
         raise SpecError(problems)
     return spec
@@ -128,7 +132,14 @@ def _without_faults(document: Document, findings: Sequence[Finding]) -> Spec | N
 
 
 def _remove(values: Any, path: KeyPath) -> None:
-    """Drop the value at `path`; in a list, the whole list."""
+    """Drop the value at `path`; in a list, the whole list; of a searched key, the whole domain."""
+    if path[:2] == keys.SPACE:
+        space = values.get("sweep", {}).get("space")
+        if isinstance(space, dict) and len(path) > 2:
+            space.pop(path[2], None)
+        if not space or not isinstance(space, dict):
+            values.pop("sweep", None)
+        return
     for position, part in enumerate(path):
         inside = values.get(part) if isinstance(values, dict) else None
         if position == len(path) - 1 or isinstance(inside, list):
@@ -140,8 +151,12 @@ def _remove(values: Any, path: KeyPath) -> None:
 
 
 def _at(document: Document, problem: Problem) -> Problem:
-    path: KeyPath = tuple(int(part) if part.isdigit() else part for part in problem.key.split("."))
-    return Problem(problem.what, problem.action, document.place(path), problem.key)
+    path: KeyPath = tuple(
+        int(part) if isinstance(part, str) and part.isdigit() else part for part in keys.split_key(problem.key)
+    )
+    is_searched_key = path[:-1] == keys.SPACE
+    place = document.key_place(path) if is_searched_key else document.place(path)
+    return Problem(problem.what, problem.action, place, problem.key)
 
 
 def _no_mapping(document: Document) -> Problem:

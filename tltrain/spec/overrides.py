@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tltrain.errors import Problem, SpecError
-from tltrain.spec.keys import set_value
+from tltrain.spec.keys import set_value, split_key
 from tltrain.spec.yaml_text import MAX_DEPTH, Document, KeyPath, parse_value, printable
 
 
@@ -52,7 +52,8 @@ def _parse(text: str, where: str) -> tuple[KeyPath, Document]:
         raise SpecError(Problem(f"the key of {shown} holds characters no key has", "Remove them", where))
     if not raw.strip():
         raise SpecError(Problem("no value after =", f"Write {'.'.join(parts)}=null for none", where, ".".join(parts)))
-    return parts, _value(raw, where, ".".join(parts))
+    joined = ".".join(parts)
+    return split_key(joined), _value(raw, where, joined)
 
 
 def _value(raw: str, where: str, key: str) -> Document:

@@ -6,8 +6,9 @@ import os
 import re
 from pathlib import Path
 
+from tltrain.spec.keys import SPACE
 from tltrain.spec.names import TORCHVISION_PREFIX
-from tltrain.spec.schema import Spec
+from tltrain.spec.schema import Spec, SweepSpec
 from tltrain.spec.yaml_text import Document
 
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
@@ -26,6 +27,7 @@ def make_absolute(spec: Spec, document: Document, base: Path) -> Spec:
     def origin(section: str, key: str) -> Path:
         return cwd if document.place((section, key)).startswith("--set") else base
 
+    sweep = spec.sweep and _search_absolute(spec.sweep, document, base)
     data = {
         key: _source(getattr(spec.data, key), origin("data", key))
         for key in ("train", "val", "test")
@@ -37,8 +39,22 @@ def make_absolute(spec: Spec, document: Document, base: Path) -> Spec:
             "data": spec.data.model_copy(update={**data, "root": _absolute(spec.data.root, cwd)}),
             "model": spec.model.model_copy(update={"weights": weights}),
             "storage": _source(spec.storage, cwd),
+            "sweep": sweep,
         }
     )
+
+
+def _search_absolute(sweep: SweepSpec, document: Document, base: Path) -> SweepSpec:
+    """A copy of `sweep` whose searched sources and weights are absolute as well."""
+    space = dict(sweep.space)
+    for key, to_absolute in (("data.train", _source), ("model.weights", _weights)):
+        domain = space.get(key)
+        if domain is None or domain.kind not in ("grid", "choice"):
+            continue
+        is_set = document.place((*SPACE, key, domain.kind)).startswith("--set")
+        here = Path.cwd() if is_set else base
+        space[key] = domain.model_copy(update={domain.kind: [to_absolute(text, here) for text in domain.values]})
+    return sweep.model_copy(update={"space": space})
 
 
 def is_address(text: str) -> bool:

@@ -235,9 +235,19 @@ class Domain(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Domain:
-        if len(self.model_fields_set) != 1:
+        if sum(values is not None for values in self.__dict__.values()) != 1:
             raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
         return self
+
+    @property
+    def kind(self) -> str:
+        """Which of the keys is given."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def values(self) -> list[Any]:
+        """What is listed: the values of a grid or a choice, the bounds (and the step) of the others."""
+        return getattr(self, self.kind)
 
 
 class ConfirmSpec(Section):

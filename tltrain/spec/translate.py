@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from tltrain.errors import Problem
 from tltrain.spec.keys import all_keys, bare, branches, hints, is_section
-from tltrain.spec.schema import Section, Spec
+from tltrain.spec.schema import Domain, Section, Spec
 from tltrain.spec.wording import judge, kind, nearest, printable, show
 from tltrain.spec.yaml_text import Document, KeyPath, dotted
 
@@ -104,6 +104,10 @@ def _problem(error: ErrorDetails, spot: _Spot, document: Document) -> Problem:
         return Problem("is missing", f"Add it: {_description(spot)}", document.key_place(path[:-1]), key)
     if error["type"] == "value_error":
         return Problem(str(error.get("ctx", {})["error"]), "", document.key_place(path), key)
+    if error["type"] == "too_short" and not spot.value:
+        return Problem("nothing is in it", "Give at least one value", document.place(path), key)
+    if spot.value is None and get_origin(bare(spot.hint)) is dict:
+        return Problem("has no value", f"It means: {_description(spot)}", document.place(path), key)
     what, action = _section_problem(spot) or judge(spot.hint, spot.value)
     return Problem(what, action or _default(spot), document.place(path), key)
 
@@ -114,12 +118,16 @@ def _section_problem(spot: _Spot) -> tuple[str, str] | None:
     fields = ", ".join(bare(branches(spot.hint)[0]).model_fields)
     if spot.value is None:
         return "the section is empty", f"Remove the line or add keys below it: {fields}"
-    return f"{show(spot.value)} is {kind(spot.value)}, not a section", f"Write its keys below it: {fields}"
+    action = f"Write its keys below it: {fields}"
+    if branches(spot.hint)[0] is Domain:
+        known = f"{{choice: {show(spot.value)}}}" if isinstance(spot.value, list) else "{choice: [1, 2]}"
+        action = f"Write for example {known}. Kinds: {fields}"
+    return f"{show(spot.value)} is {kind(spot.value)}, not a section", action
 
 
 def _default(spot: _Spot) -> str:
     """What the setting is where it is left out, or what it means where it has no default."""
-    if spot.field is None:
+    if spot.field is None or spot.field[0] is Domain:
         return ""
     section, name = spot.field
     field = section.model_fields[name]
@@ -140,6 +148,8 @@ def _unknown_key(spot: _Spot) -> tuple[str, str]:
     guess = suggest_key(word, known)
     valid = f"Keys{f' of {inside}' if inside else ''}: {', '.join(known)}"
     what = f"there is no key {printable(word)}{f' in {inside}' if inside else ''}"
+    if section is Domain and (full := f"{spot.path[-2]}.{word}") in all_keys():
+        return what, f"Write {full} as one key: {full}: {{choice: ...}}"
     return what, f"{f'Did you mean {guess}? ' if guess else ''}{valid}"
 
 

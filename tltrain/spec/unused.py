@@ -7,8 +7,11 @@ from typing import NamedTuple
 
 from tltrain.errors import Problem
 from tltrain.spec.checks import has_validation
+from tltrain.spec.domains import samples, try_value
+from tltrain.spec.keys import SPACE
 from tltrain.spec.names import TABLE_SUFFIXES, TORCHVISION_PREFIX
 from tltrain.spec.schema import Spec
+from tltrain.spec.yaml_text import dotted
 
 _ADAMS = ("adam", "adamw", "nadam", "radam", "adamax")
 
@@ -59,11 +62,33 @@ RULES = (
     _Rule("data.label_column", _no_tables, "no source is a table"),
     _Rule("data.root", _no_torchvision, "no source is torchvision:NAME"),
     _Rule("data.download", _no_torchvision, "no source is torchvision:NAME"),
+    _Rule("cache.views", lambda s: s.data.augment == "none", "data.augment is none, so there is one view alone"),
+    _Rule("cache.dir", lambda s: s.cache.budget_gb == 0, "cache.budget_gb is 0"),
+    _Rule(
+        "sweep.grace_epochs",
+        lambda s: s.sweep is not None and s.sweep.scheduler == "fifo",
+        "the scheduler fifo stops no trial",
+    ),
+    _Rule(
+        "sweep.num_trials",
+        lambda s: s.sweep is not None and s.sweep.search == "grid",
+        "a grid is run as a whole",
+    ),
 )
 
 
 def unused_settings(spec: Spec, given: Collection[str]) -> Iterator[Problem]:
-    """A problem for each of the `given` dotted keys that changes nothing."""
+    """A problem for each of the `given` dotted keys, searched ones among them, that changes nothing."""
     for rule in RULES:
-        if rule.key in given and rule.unused(spec):
-            yield Problem(f"has no effect: {rule.reason}", "Leave it out", key=rule.key)
+        keys = [key for key in (rule.key, dotted((*SPACE, rule.key))) if key in given]
+        if keys and rule.unused(spec) and all(rule.unused(variant) for variant in _variants(spec)):
+            yield from (Problem(f"has no effect: {rule.reason}", "Leave it out", key=key) for key in keys)
+
+
+def _variants(spec: Spec) -> Iterator[Spec]:
+    """The specs that a sweep makes by changing one setting: what is unused beside one value may serve another."""
+    for key, domain in spec.sweep.space.items() if spec.sweep else ():
+        for value in samples(domain):
+            variant, _ = try_value(spec, key, value)
+            if variant is not None:
+                yield variant.model_copy(update={"sweep": spec.sweep})

@@ -65,7 +65,8 @@ def _words(hint: Any) -> list[str]:
     if is_section(plain):
         return [f"a section with {listing(plain.model_fields, 'and')}"]
     if get_origin(plain) is list:
-        lengths = [f"{item.min_length} " for item in metadata if isinstance(item, MinLen)]
+        exact = {item.max_length for item in metadata if isinstance(item, MaxLen)}
+        lengths = [f"{item.min_length} " for item in metadata if isinstance(item, MinLen) and item.min_length in exact]
         return [f"a list of {''.join(lengths)}{_plural(get_args(plain)[0])}"]
     if get_origin(plain) is dict:
         return [f"a mapping of names to {_plural(get_args(plain)[1])}"]
@@ -78,6 +79,8 @@ def _words(hint: Any) -> list[str]:
 def _plural(hint: Any) -> str:
     if is_section(hint):
         return "such sections"
+    if bare(hint) is Any:
+        return "values"
     words = {int: "whole numbers", float: "numbers", str: "texts"}[bare(hint)]
     return words + bounds(_metadata(hint))
 
