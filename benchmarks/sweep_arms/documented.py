@@ -1,6 +1,6 @@
 """Arm A: Ray Tune with a TorchTrainer in every trial, the way Ray's documentation shows it.
 
-    python benchmarks/sweep_arms/documented.py SPEC
+    PYTHONPATH=benchmarks python -m sweep_arms.documented SPEC
 
 Each trial starts a worker group of its own, which decodes the images in every epoch. One worker with one core
 per trial, as many trials at once as there are cores. A trial's driver takes a custom resource instead of a core,
@@ -15,7 +15,18 @@ from typing import Any
 
 import ray
 import torch
-from common import (
+from ray import train, tune
+from ray.train.torch import TorchTrainer, prepare_data_loader, prepare_model
+from ray.tune.integration.ray_train import TuneReportCallback
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision.transforms import v2
+
+from tltrain.data.decode import decode
+from tltrain.data.splits import Split
+from tltrain.data.transforms import evaluation_transform
+
+from .common import (
     FREEZE_DEPTH,
     LEARNING_RATE,
     Sweep,
@@ -33,17 +44,7 @@ from common import (
     train_epoch,
     write_table,
 )
-from ray import train, tune
-from ray.train.torch import TorchTrainer, prepare_data_loader, prepare_model
-from ray.tune.integration.ray_train import TuneReportCallback
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchvision.transforms import v2
-from tune_results import read_curves
-
-from tltrain.data.decode import decode
-from tltrain.data.splits import Split
-from tltrain.data.transforms import evaluation_transform
+from .tune_results import read_curves
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 
 import torch
-from common import (
+
+from .common import (
     FREEZE_DEPTH,
     LEARNING_RATE,
     Images,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from common import FREEZE_DEPTH, LEARNING_RATE, Row, Values, make_row
 from ray.tune import ResultGrid
+
+from .common import FREEZE_DEPTH, LEARNING_RATE, Row, Values, make_row
 
 
 def read_curves(results: ResultGrid) -> list[tuple[Values, list[Row]]]:

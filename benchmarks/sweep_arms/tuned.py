@@ -1,6 +1,6 @@
 """Arm B: Ray Tune as a good engineer tunes it by hand, one trial per core at a time.
 
-    python benchmarks/sweep_arms/tuned.py SPEC
+    PYTHONPATH=benchmarks python -m sweep_arms.tuned SPEC
 
 Actors are reused, so a process and its network are made once per core. There is no worker group inside a trial.
 Images are decoded once and shared through Ray's object store. The frozen stages run without autograd, and the
@@ -19,7 +19,11 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import ray
 import torch
-from common import (
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from torch import Tensor, nn
+
+from .common import (
     FREEZE_DEPTH,
     LEARNING_RATE,
     Images,
@@ -42,10 +46,7 @@ from common import (
     val_batches,
     write_table,
 )
-from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from torch import Tensor, nn
-from tune_results import read_curves
+from .tune_results import read_curves
 
 
 class FineTune(tune.Trainable):

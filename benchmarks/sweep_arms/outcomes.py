@@ -1,0 +1,74 @@
+"""The results of every arm in one form, and how two of them are compared."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TABLES = {"A": "table.json", "B": "table.json", "D": "table.json", "E": "trials.json"}
+LOSSES = ("train_loss", "val_loss")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial's values by dotted key, and its epochs: epoch, train_loss, val_loss, val_top1."""
+
+    values: dict[str, Any]
+    curve: list[dict[str, float]]
+
+    @property
+    def key(self) -> str:
+        """What the trial is known by in all arms."""
+        return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in sorted(self.values.items()))
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """What trials are ranked by: the best accuracy, and among equals the lower loss."""
+        return max((row["val_top1"], -row["val_loss"]) for row in self.curve)
+
+
+def read_trials(arm: str, run_dir: Path) -> list[Trial]:
+    """Return the trials of one run of `arm`."""
+    table = json.loads((run_dir / TABLES[arm]).read_text())
+    if arm != "E":
+        return [Trial(row["values"], row["curve"]) for row in table]
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    rows = sorted((json.loads(line) for line in lines), key=lambda row: row["epoch"])
+    return [Trial(trial["values"], [row for row in rows if row["lane"] == trial["trial"]]) for trial in table["trials"]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an arm is from the reference."""
+
+    largest: float
+    """The largest relative difference of a loss."""
+    where: str
+    same_best: bool
+
+
+def compare(trials: Sequence[Trial], reference: Sequence[Trial], *, may_stop_early: bool) -> Difference:
+    """Compare every loss of every trial. Ends the benchmark where trials or epochs are missing."""
+    by_key = {trial.key: trial for trial in trials}
+    if len(by_key) != len(trials) or by_key.keys() != {trial.key for trial in reference}:
+        sys.exit(f"the trials are not those of the grid: {sorted(by_key)}")
+    largest, where = 0.0, ""
+    for expected in reference:
+        curve = by_key[expected.key].curve
+        if not curve or (len(curve) != len(expected.curve) and not may_stop_early):
+            sys.exit(f"{expected.key}: {len(curve)} epochs, and the reference has {len(expected.curve)}")
+        for row, wanted in zip(curve, expected.curve, strict=False):
+            for name in LOSSES:
+                difference = abs(row[name] - wanted[name]) / abs(wanted[name])
+                if not difference <= largest:  # a loss that is not a number is different too
+                    largest, where = difference, f"{expected.key}, epoch {row['epoch']:.0f}, {name}"
+    same_best = max(trials, key=_score).key == max(reference, key=_score).key
+    return Difference(largest, where, same_best)
+
+
+def _score(trial: Trial) -> tuple[float, float]:
+    return trial.score
