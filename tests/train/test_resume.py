@@ -14,6 +14,7 @@ import pytest
 import ranks
 from tiny import tiny_spec
 
+from tltrain.data.splits import load_splits
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train import optim
@@ -98,7 +99,7 @@ def specs(tmp_path: Path, changes: dict[str, Any]) -> tuple[Spec, Spec]:
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, case: str, world_size: int) -> None:
     clean, killed = specs(tmp_path, CASES[case])
     ranks.run(world_size, train, clean)
-    # 77 training images, 16 a step: 5 steps an epoch. Step 3 is in mid-epoch 1, step 8 in mid-epoch 2.
+    # Fewer than 80 training images, 16 a step: 5 steps an epoch. Steps 3 and 8 are in the middle of one.
     for step in (3, 8):
         codes = ranks.run_until_death(world_size, train_and_die, killed, step, world_size - 1)
         assert -signal.SIGKILL in codes
@@ -120,8 +121,13 @@ def test_after_a_change_of_world_size_each_epoch_still_has_every_sample_once(tmp
     ranks.run_until_death(2, train_and_die, killed, 3, 1)
     ids = ranks.run(1, train_logging_samples, killed)[0]
     # 2 steps are behind the newest checkpoint: the rest of epoch 0, then all of epoch 1.
-    assert len(ids[0]) == len(set(ids[0])) == 77 - 2 * 16
-    assert sorted(ids[1]) == list(range(77))
+    count = num_train_images(killed)
+    assert len(ids[0]) == len(set(ids[0])) == count - 2 * 16
+    assert sorted(ids[1]) == list(range(count))
+
+
+def num_train_images(spec: Spec) -> int:
+    return len(load_splits(spec.data, spec.seed).train)
 
 
 def train_logging_samples(group: Group, spec: Spec) -> dict[int, list[int]]:
@@ -147,7 +153,7 @@ def test_one_two_and_four_workers_take_each_sample_once_and_agree(tmp_path: Path
         logs = ranks.run(world_size, train_logging_samples, spec)
         for epoch in (0, 1):
             seen = sorted(position for log in logs for position in log[epoch])
-            assert seen == list(range(72)), (world_size, epoch)
+            assert seen == list(range(num_train_images(spec))), (world_size, epoch)
         losses[world_size] = [row[key] for row in rows(spec) for key in ("train_loss", "val_loss")]
     assert losses[2] == pytest.approx(losses[1], rel=1e-4)
     assert losses[4] == pytest.approx(losses[1], rel=1e-4)
