@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TABLES = {"A": "table.json", "B": "table.json", "D": "table.json", "E": "trials.json"}
+TABLES = {"A": "table.json", "B": "table.json", "D": "table.json", "E": "trials.parquet"}
+"""What an arm writes when all trials are done and ranked."""
 LOSSES = ("train_loss", "val_loss")
 
 
@@ -63,11 +65,18 @@ def compare(trials: Sequence[Trial], reference: Sequence[Trial], *, may_stop_ear
             sys.exit(f"{expected.key}: {len(curve)} epochs, and the reference has {len(expected.curve)}")
         for row, wanted in zip(curve, expected.curve, strict=False):
             for name in LOSSES:
-                difference = abs(row[name] - wanted[name]) / abs(wanted[name])
-                if not difference <= largest:  # a loss that is not a number is different too
+                difference = _relative(row[name], wanted[name])
+                if difference > largest:
                     largest, where = difference, f"{expected.key}, epoch {row['epoch']:.0f}, {name}"
     same_best = max(trials, key=_score).key == max(reference, key=_score).key
     return Difference(largest, where, same_best)
+
+
+def _relative(loss: float | None, wanted: float) -> float:
+    """Return the relative difference; infinite where a loss is not finite (which JSON has no number for)."""
+    if loss is None or not math.isfinite(loss) or not math.isfinite(wanted):
+        return math.inf
+    return abs(loss - wanted) / abs(wanted)
 
 
 def _score(trial: Trial) -> tuple[float, float]:
