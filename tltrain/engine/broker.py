@@ -40,7 +40,10 @@ class Task(Enum):
 
 @dataclass(frozen=True)
 class Work:
-    """One piece of work for one group. `added` lanes are built first, `dropped` ones forgotten."""
+    """One piece of work for one group. `dropped` lanes are forgotten, then `added` ones built, then the task is done.
+
+    A lane that starts again elsewhere is in both.
+    """
 
     task: Task
     lanes: tuple[str, ...] = ()
@@ -61,6 +64,16 @@ class State(Enum):
 
 
 ENDED = (State.FINISHED, State.FAILED, State.DROPPED)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a lane has come: the epochs that are trained, and its error if it failed."""
+
+    ticket: Ticket
+    state: State
+    epoch: int
+    error: str = ""
 
 
 @dataclass
@@ -157,7 +170,7 @@ class Broker:
     def take(self, group: int) -> Work | None:
         """Return the next work of `group`, or None where it has to wait."""
         mine = [lane for lane in self._lanes.values() if lane.group == group]
-        to_save = [lane for lane in mine if lane.wants_save and lane.state is State.WAITING and lane.is_built]
+        to_save = [lane for lane in mine if lane.wants_save and lane.state is State.WAITING]
         if to_save:
             return self._begin(Task.SAVE, group, to_save)
         ready = [lane for lane in mine if lane.state is State.WAITING and lane.epoch < lane.allowed]
@@ -195,7 +208,8 @@ class Broker:
             lane.state = State.FINISHED if ends else State.WAITING
         for trial, error in errors.items():
             lane = self._lanes[trial]
-            lane.state, lane.error = State.FAILED, error
+            if lane.state is State.TRAINING:
+                lane.state, lane.error = State.FAILED, error
 
     def complete_save(self, names: Mapping[str, str]) -> None:
         """A group has saved lanes: trial -> name of its state."""
@@ -209,6 +223,15 @@ class Broker:
         """A group ran out of memory: fewer lanes at a time from now on. Returns how many; 0 where one was too many."""
         self.max_lanes //= 2
         return self.max_lanes
+
+    def standings(self) -> dict[str, Standing]:
+        """Return trial -> how far its lane has come."""
+        return {trial: self.standing(trial) for trial in self._lanes}
+
+    def standing(self, trial: str) -> Standing:
+        """Return how far the lane of `trial` has come."""
+        lane = self._lanes[trial]
+        return Standing(lane.ticket, lane.state, lane.epoch, lane.error)
 
     def states(self) -> dict[str, str]:
         """Return trial -> state, for people."""

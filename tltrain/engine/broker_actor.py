@@ -1,0 +1,214 @@
+"""The broker as a Ray actor: trials and worker groups wait in it for each other, without polling."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tltrain.engine.broker import ENDED, Broker, Standing, State, Ticket, Work
+
+MakeTicket = Callable[[str, dict[str, Any]], Ticket]
+CALLS_AT_A_TIME = 10_000  # a trial or a group that waits is a call under way
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a trial is told about an epoch: its row, or why there is none."""
+
+    row: dict[str, Any] | None
+    is_last: bool
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show in the live table. `data` is the values of a registered lane, its row, or `{"error": ...}`."""
+
+    kind: Literal["registered", "row", "failed", "dropped", "saved"]
+    trial: str
+    epoch: int
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+class BrokerActor:
+    """A `Broker` that others wait in. Every method is a coroutine on one event loop, so none sees another half done."""
+
+    def __init__(self, make_ticket: MakeTicket, *, num_groups: int, run_ahead: int, max_lanes: int) -> None:
+        self._broker = Broker(num_groups=num_groups, run_ahead=run_ahead, max_lanes=max_lanes)
+        self._make_ticket = make_ticket
+        self._changed = asyncio.Condition()
+        self._told: dict[str, int] = {}
+        """Trial -> epochs that it has the rows of."""
+        self._events: list[Event] = []
+        self._halted = ""
+
+    # What the driver asks.
+
+    async def register(self, tickets: Sequence[Ticket]) -> None:
+        """Add lanes, or put them back to another start."""
+        async with self._changed:
+            for ticket in tickets:
+                self._register(ticket)
+            self._changed.notify_all()
+
+    async def allow(self, trial: str, epoch: int) -> None:
+        """Let the lane of `trial` train up to `epoch` (1-based), though its trial does not wait for it yet."""
+        async with self._changed:
+            self._broker.request(trial, epoch)
+            self._changed.notify_all()
+
+    async def drop(self, trial: str) -> None:
+        """A trial has ended, for whatever reason: its lane trains no further and may be forgotten."""
+        async with self._changed:
+            if self._broker.is_known(trial):
+                self._drop(trial)
+                self._changed.notify_all()
+
+    async def halt(self, reason: str) -> None:
+        """End all lanes now and let every trial that waits go. Groups stay until `close`."""
+        async with self._changed:
+            self._halted = reason
+            for trial in self._broker.standings():
+                self._drop(trial)
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        """No more lanes will come: groups end when nothing is left to train."""
+        async with self._changed:
+            self._broker.close()
+            self._changed.notify_all()
+
+    async def states(self) -> dict[str, str]:
+        """Return trial -> state, for people."""
+        return self._broker.states()
+
+    async def standings(self) -> dict[str, Standing]:
+        """Return trial -> how far its lane has come."""
+        return self._broker.standings()
+
+    async def events(self, since: int = 0) -> list[Event]:
+        """Return what happened from event number `since` on; the next call's `since` is that plus their number."""
+        return self._events[since:]
+
+    # What a trial asks.
+
+    async def attach(self, trial: str, values: dict[str, Any]) -> int:
+        """Register the lane of `trial` unless it is known, and return how many epochs the trial has rows of."""
+        async with self._changed:
+            if not self._broker.is_known(trial):
+                self._register(self._make_ticket(trial, values))
+                self._changed.notify_all()
+            return self._told[trial]
+
+    async def clone(self, trial: str, values: dict[str, Any], source: str, state: str, epoch: int) -> int:
+        """Put the lane of `trial` to the `state` saved of `source` at `epoch`, and return the epochs it has rows of.
+
+        A lane that only waited for its trial to come back is left as it is.
+        """
+        async with self._changed:
+            ticket = dataclasses.replace(self._make_ticket(trial, values), start=state, start_epoch=epoch)
+            if source != trial and self._broker.standing(trial).ticket != ticket:
+                self._register(ticket)
+                self._changed.notify_all()
+            return self._told[trial]
+
+    async def request_row(self, trial: str, epoch: int) -> Reply:
+        """Wait for the row of `epoch` (1-based), or for the end of the lane."""
+        async with self._changed:
+            self._broker.request(trial, epoch)
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: self._has_reply(trial, epoch))
+            standing, row = self._broker.standing(trial), self._broker.row(trial, epoch)
+            if row is None or "error" in row:
+                return Reply(None, True, standing.error or self._halted or "the lane was dropped")
+            self._told[trial] = epoch
+            return Reply(row, is_last=standing.state is State.FINISHED and epoch == standing.epoch)
+
+    def _has_reply(self, trial: str, epoch: int) -> bool:
+        return self._broker.row(trial, epoch) is not None or self._broker.standing(trial).state in ENDED
+
+    async def request_save(self, trial: str) -> str | None:
+        """Wait until the lane's state is saved and return the state's name; None where the lane ended instead."""
+        async with self._changed:
+            self._broker.request_save(trial)
+            self._changed.notify_all()
+            await self._changed.wait_for(
+                lambda: self._broker.saved(trial) is not None or self._broker.standing(trial).state in ENDED
+            )
+            return self._broker.saved(trial)
+
+    # What a worker group asks.
+
+    async def next_work(self, group: int) -> Work:
+        """Wait for the next work of `group`."""
+        async with self._changed:
+            while (work := self._broker.take(group)) is None:
+                await self._changed.wait()
+            return work
+
+    async def complete(self, rows: Sequence[Mapping[str, Any]], errors: Mapping[str, str]) -> None:
+        """A group has trained an epoch: `rows` of the lanes that went well, `errors` of those that failed."""
+        async with self._changed:
+            before = self._broker.standings()
+            self._broker.complete(rows, errors)
+            for row in rows:
+                trial = row["lane"]
+                epoch = self._broker.standing(trial).epoch
+                if epoch > before[trial].epoch:
+                    self._events.append(Event("row", trial, epoch, dict(row)))
+            for trial, error in errors.items():
+                if self._broker.standing(trial).state is State.FAILED:
+                    self._events.append(Event("failed", trial, before[trial].epoch, {"error": error}))
+            self._changed.notify_all()
+
+    async def complete_save(self, names: Mapping[str, str]) -> None:
+        """A group has saved lanes: trial -> name of its state."""
+        async with self._changed:
+            self._broker.complete_save(names)
+            for trial, name in names.items():
+                self._events.append(Event("saved", trial, self._broker.standing(trial).epoch, {"state": name}))
+            self._changed.notify_all()
+
+    async def restart(self, group: int) -> None:
+        """A worker group has died: its lanes must be built anew."""
+        async with self._changed:
+            self._broker.restart(group)
+            self._changed.notify_all()
+
+    async def halve_lanes(self) -> int:
+        """A group ran out of memory: fewer lanes at a time from now on. Returns how many; 0 where one was too many."""
+        return self._broker.halve_lanes()
+
+    def _register(self, ticket: Ticket) -> None:
+        self._broker.register(ticket)
+        self._told[ticket.trial] = ticket.start_epoch
+        self._events.append(Event("registered", ticket.trial, ticket.start_epoch, dict(ticket.values)))
+        if self._halted:
+            self._drop(ticket.trial)
+
+    def _drop(self, trial: str) -> None:
+        standing = self._broker.standing(trial)
+        self._broker.drop(trial)
+        if standing.state not in ENDED:
+            self._events.append(Event("dropped", trial, standing.epoch))
+
+
+def start_broker(make_ticket: MakeTicket, *, num_groups: int, run_ahead: int, max_lanes: int) -> Any:
+    """Start the broker's actor on this process's node and return its handle. It takes no CPU.
+
+    make_ticket: trial and values -> the ticket of a lane from the pretrained network. It is called in the actor, for
+    lanes whose values only a searcher or a scheduler knows.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_concurrency": CALLS_AT_A_TIME, "scheduling_strategy": here}
+    return (
+        ray.remote(BrokerActor)
+        .options(**options)
+        .remote(make_ticket, num_groups=num_groups, run_ahead=run_ahead, max_lanes=max_lanes)
+    )

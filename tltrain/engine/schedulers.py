@@ -1,0 +1,183 @@
+"""Ray Tune's schedulers over lanes: the same decisions, with all trials taking turns in a few processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.schedulers.pb2 import PB2
+
+from tltrain.errors import Problem, SpecError
+from tltrain.spec.schema import Spec
+from tltrain.spec.space import mutations, settled
+
+logger = logging.getLogger(__name__)
+
+GROWING = ("pbt", "pb2")
+Described = tuple[str, list[Any]]
+
+
+def run_ahead(spec: Spec) -> int:
+    """Return how many epochs lanes may train before their trials have asked for them.
+
+    All of them where nothing stops a trial; else as many as pass before the scheduler's first decision, which may be
+    to save the lane exactly there.
+    """
+    assert spec.sweep is not None
+    epochs = spec.train.epochs
+    return {"fifo": epochs, "hyperband": 1}.get(spec.sweep.scheduler, min(spec.sweep.grace_epochs, epochs))
+
+
+def make_scheduler(spec: Spec, broker: Any) -> TrialScheduler:
+    """Return the scheduler that `spec.sweep` names. `broker` is the broker's actor.
+
+    pbt and pb2 may clone a trial into a worse one every `grace_epochs` epochs.
+    Raises SpecError where it cannot work with this space, or a package is missing.
+    """
+    assert spec.sweep is not None
+    sweep = spec.sweep
+    epochs, grace = spec.train.epochs, min(sweep.grace_epochs, spec.train.epochs)
+    if sweep.scheduler in ("fifo", "hyperband") and "grace_epochs" in sweep.model_fields_set:
+        logger.warning("sweep.grace_epochs has no effect with scheduler %s", sweep.scheduler)
+    compared_by = {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.better}
+    if sweep.scheduler == "fifo":
+        return FIFOScheduler()
+    if sweep.scheduler in GROWING:
+        scheduler = _make_growing(spec, {**compared_by, "perturbation_interval": grace})
+    elif sweep.scheduler == "asha":
+        scheduler = _Asha(**compared_by, max_t=epochs, grace_period=grace)
+    elif sweep.scheduler == "median":
+        scheduler = _Median(**compared_by, grace_period=grace)
+    else:
+        scheduler = _HyperBand(**compared_by, max_t=epochs)
+    scheduler.broker = broker
+    return scheduler
+
+
+def _make_growing(spec: Spec, options: dict[str, Any]) -> _Pbt | _Pb2:
+    assert spec.sweep is not None
+    name, mutable = spec.sweep.scheduler, mutations(spec)
+    if not mutable:
+        raise SpecError(
+            Problem(
+                f"{name} changes numbers in mid-training and sweep.space has none that it could change",
+                "Search optim.learning_rate or another number of optim, between bounds"
+                + (" for pb2" * (name == "pb2")),
+                key="sweep.space",
+            )
+        )
+    common = {**options, "custom_explore_fn": _settler(spec), "log_config": False}
+    if name == "pbt":
+        return _Pbt(**common, hyperparam_mutations=_nested({key: to_tune(*each) for key, each in mutable.items()}))
+    if importlib.util.find_spec("sklearn") is None:
+        raise SpecError(
+            Problem("pb2 needs scikit-learn", "Install it: pip install scikit-learn", key="sweep.scheduler")
+        )
+    return _Pb2(**common, hyperparam_bounds=_nested({key: bounds[:2] for key, (_, bounds) in mutable.items()}))
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` where a trial's configuration has its own."""
+    return {"lane": {"values": values}}
+
+
+def _settler(spec: Spec) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def settle(config: dict[str, Any]) -> dict[str, Any]:
+        lane = config["lane"]
+        return {**config, "lane": {**lane, "values": settled(spec, lane["values"])}}
+
+    return settle
+
+
+def to_tune(kind: str, arguments: list[Any]) -> Any:
+    """Return a domain as Ray Tune writes it; listed values stay a list."""
+    domains = {
+        "uniform": tune.uniform,
+        "loguniform": tune.loguniform,
+        "quniform": tune.quniform,
+        "randint": tune.randint,
+    }
+    return domains[kind](*arguments) if kind in domains else list(arguments)
+
+
+class _TakesTurns:
+    """Mixed into a scheduler: a trial whose lane goes on makes room for another trial while the lane trains.
+
+    A paused trial costs no state on disk, since its lane lives in the worker group. Trials with the fewest epochs come
+    first, so lanes stay abreast and share their batches.
+    """
+
+    broker: Any
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Decide as the scheduler does; let the lane go on at once, and pause its trial where another waits."""
+        decision = super().on_trial_result(tune_controller, trial, result)  # pyright: ignore[reportAttributeAccessIssue]
+        if decision in (TrialScheduler.STOP, TrialScheduler.NOOP) or trial.is_saving:
+            return decision
+        if not self._goes_on(trial, decision):
+            tune_controller.pause_trial(trial, should_checkpoint=False)
+            return TrialScheduler.NOOP
+        self.broker.allow.remote(str(trial), result["epoch"] + 1)
+        # Without a trial that waits, Ray Tune would end the process instead of keeping it for the next trial.
+        if not any(other.status == Trial.PENDING for other in tune_controller.get_live_trials()):
+            return TrialScheduler.CONTINUE
+        tune_controller.pause_trial(trial, should_checkpoint=False)
+        return TrialScheduler.NOOP
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Return the trial that has the fewest epochs of those that may run."""
+        waiting = [trial for trial in tune_controller.get_trials() if self._may_run(trial)]
+        return min(waiting, key=lambda trial: trial.last_result.get("epoch", 0), default=None)
+
+    def _goes_on(self, trial: Trial, decision: str) -> bool:
+        return True
+
+    def _may_run(self, trial: Trial) -> bool:
+        return trial.status in (Trial.PENDING, Trial.PAUSED)
+
+
+class _Asha(_TakesTurns, ASHAScheduler):
+    pass
+
+
+class _Median(_TakesTurns, MedianStoppingRule):
+    pass
+
+
+class _Pbt(_TakesTurns, PopulationBasedTraining):
+    pass
+
+
+class _Pb2(_TakesTurns, PB2):
+    pass
+
+
+class _HyperBand(_TakesTurns, HyperBandScheduler):
+    """A trial at a milestone is held until its whole bracket is there."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._held: set[Trial] = set()
+
+    def _goes_on(self, trial: Trial, decision: str) -> bool:
+        goes_on = decision == TrialScheduler.CONTINUE
+        (self._held.discard if goes_on else self._held.add)(trial)
+        return goes_on
+
+    def _may_run(self, trial: Trial) -> bool:
+        if trial.status != Trial.PAUSED:
+            return trial.status == Trial.PENDING
+        bracket, _ = self._trial_info[trial]
+        return trial not in self._held or trial in bracket.trials_to_unpause
