@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tltrain.spec.load import json_schema
+
+Json: TypeAlias = dict[str, Any]
 
 INTRODUCTION = """\
 # The spec
@@ -20,64 +23,96 @@ each value comes from.
 - Relative paths in `data` and in `model.weights` are relative to the spec file (from `--set`: to the current folder).
   `storage` is relative to the current folder.
 - A setting that is given but has no effect is named in a warning.
+
+## A sweep
+
+```yaml
+sweep:
+  space:
+    optim.learning_rate: {loguniform: [1e-4, 1e-1]}
+    model.freeze_depth: {choice: [all, layer3, layer2]}
+  search: random
+  num_trials: 16
+```
+
+- `space` names dotted keys of this page. Every value in it is checked as if it stood in the spec, and each trial's spec
+  as a whole before any starts. Not searched are `name`, `storage`, `resources`, `checkpoint`, `cache`, and the images
+  that trials are compared by.
+- `search: grid` runs all combinations of `grid` and `choice` values, the last key changing fastest.
+- `search: random` draws `num_trials` configurations. Trial k depends on the seed and k alone, so a longer sweep begins
+  with the same trials. A key with `grid` goes through its values in turn instead of being drawn. No configuration
+  comes twice.
+- `search: optuna` chooses each trial's values by the results so far.
+- Drawn numbers are rounded to 6 digits. A `quniform` of whole numbers gives whole numbers.
 """
 
 
 def main() -> None:
     """Write docs/spec.md beside this file."""
-    Path(__file__).with_name("spec.md").write_text(reference())
+    Path(__file__).with_name("spec.md").write_text(reference(), encoding="utf-8")
 
 
 def reference() -> str:
     """Return the text of docs/spec.md."""
     schema = json_schema()
-    sections = [INTRODUCTION, _table("The run", schema, schema)]
-    for key, value in schema["properties"].items():
-        for name, definition in _sections(value, schema):
-            title = key if name is None else f"{key}.{name}"
-            sections.append(_table(f"`{title}`", definition, schema))
-    return "\n".join(sections)
+    sections = [_table(f"`{title}`", definition, schema, title) for title, definition in _sections(schema, schema)]
+    return "\n".join([INTRODUCTION, _table("The run", schema, schema), *sections])
 
 
-def _sections(value: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str | None, dict[str, Any]]]:
-    """Return the section that a key holds and the sections within it."""
-    found: list[tuple[str | None, dict[str, Any]]] = []
-    for definition in _definitions(value, schema):
-        found.append((None, definition))
-        for key, inner in definition["properties"].items():
-            found += [(key, nested) for nested in _definitions(inner, schema)]
-    return found
+def _sections(definition: Json, schema: Json, inside: str = "") -> Iterator[tuple[str, Json]]:
+    """Yield the dotted name and the definition of each section, those within it right behind it.
+
+    Where each key of a mapping has a section, `KEY` stands for the key.
+    """
+    for name, value in definition["properties"].items():
+        for title, section in _definitions(f"{inside}{name}", value, schema):
+            yield title, section
+            yield from _sections(section, schema, f"{title}.")
 
 
-def _definitions(value: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
-    choices = [value, *value.get("anyOf", []), *value.get("allOf", [])]
-    names = [choice["$ref"].rsplit("/", 1)[1] for choice in choices if "$ref" in choice]
-    return [schema["$defs"][name] for name in names]
+def _definitions(title: str, value: Json, schema: Json) -> list[tuple[str, Json]]:
+    """Return the sections that a value may be, each with its dotted name."""
+    options = [(title, option) for option in _options(value)]
+    options += [(f"{title}.KEY", option["additionalProperties"]) for option in _options(value) if _is_mapping(option)]
+    options += [(title, option["items"]) for option in _options(value) if option.get("type") == "array"]
+    names = {option["$ref"].rsplit("/", 1)[1]: where for where, option in options if "$ref" in option}
+    return [(where, schema["$defs"][name]) for name, where in names.items()]
 
 
-def _table(title: str, definition: dict[str, Any], schema: dict[str, Any]) -> str:
-    rows = [f"## {title}", "", definition.get("description", ""), "", "| key | default | meaning |", "|---|---|---|"]
+def _options(value: Json) -> list[Json]:
+    return [value, *value.get("anyOf", []), *value.get("allOf", [])]
+
+
+def _is_mapping(option: Json) -> bool:
+    return isinstance(option.get("additionalProperties"), dict)
+
+
+def _table(heading: str, definition: Json, schema: Json, inside: str = "") -> str:
+    rows = [f"## {heading}", "", definition.get("description", ""), "", "| key | default | meaning |", "|---|---|---|"]
     for key, value in definition["properties"].items():
-        if not _is_section(value, schema):
-            rows.append(f"| `{key}` | {_default(key, value, definition)} | {_meaning(value)} |")
-        else:
-            rows.append(f"| `{key}` | | A section of its own, below. |")
+        default, meaning = _default(key, value, definition), _meaning(value)
+        for title, section in _definitions(f"{inside}.{key}".lstrip("."), value, schema):
+            default = default if _may_be_left_out(value) else ""
+            anchor = title.lower().replace(".", "")
+            meaning = f"{meaning or section['description']} See [`{title}`](#{anchor})."
+        rows.append(f"| `{key}` |{f' {default} ' if default else ' '}| {meaning} |")
     return "\n".join(rows) + "\n"
 
 
-def _is_section(value: dict[str, Any], schema: dict[str, Any]) -> bool:
-    return bool(_definitions(value, schema))
+def _may_be_left_out(value: Json) -> bool:
+    """Whether a section's default is a value of its own, such as null, and not the defaults of its keys."""
+    return not isinstance(value.get("default"), dict)
 
 
-def _default(key: str, value: dict[str, Any], definition: dict[str, Any]) -> str:
+def _default(key: str, value: Json, definition: Json) -> str:
     if key in definition.get("required", []):
         return "required"
     default = value.get("default")
     return f"`{default if isinstance(default, str) else json.dumps(default)}`"
 
 
-def _meaning(value: dict[str, Any]) -> str:
-    choices = [str(choice) for option in [value, *value.get("anyOf", [])] for choice in option.get("enum", [])]
+def _meaning(value: Json) -> str:
+    choices = [str(choice) for option in _options(value) for choice in option.get("enum", [])]
     text = " ".join(str(value.get("description", "")).split()).replace("|", "\\|")
     return f"{text} One of {', '.join(f'`{choice}`' for choice in choices)}." if len(choices) > 1 else text
 

@@ -16,6 +16,7 @@ import tltrain.run
 from tltrain.cli import render
 from tltrain.cli.main import main
 from tltrain.errors import DataError, DivergedError, ResourceError, TltrainError
+from tltrain.run_folder import RunFolder
 from tltrain.spec.load import LoadedSpec, load_spec, parse_spec
 
 SPEC = "name: x\nmodel: {name: resnet50}\ndata: {train: a}\n"
@@ -110,6 +111,8 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         (["validate", "x", "--nope"], "--nope"),
         (["-q", "-v", "schema"], "exclude each other"),
         (["evaluate", "runs/x"], "--data"),
+        (["sweep", "extend", "runs/x"], "--trials"),
+        (["sweep", "extend", "runs/x", "--trials", "0"], "--trials"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else None,
 )
@@ -182,6 +185,73 @@ def test_run_explain_and_evaluate_hand_over_what_was_asked(spec_path: Path, monk
     assert tltrain_exits(monkeypatch, "explain", spec_path, "--json") == 0
     assert tltrain_exits(monkeypatch, "evaluate", "runs/x", "--data", "torchvision:CIFAR10") == 1
     assert calls == [("run", 3, True), ("explain", 0, True), ("evaluate", "runs/x", "torchvision:CIFAR10", False)]
+
+
+def test_plan_and_extend_hand_over_what_was_asked(spec_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def plan(loaded: LoadedSpec, *, as_json: bool) -> int:
+        calls.append(("plan", loaded.spec.seed, as_json))
+        return 0
+
+    def extend(run: str, trials: int, sets: list[str]) -> int:
+        calls.append(("extend", run, trials, sets))
+        return 3
+
+    for function in (plan, extend):
+        monkeypatch.setattr(tltrain.run, function.__name__, function, raising=False)
+
+    assert tltrain_exits(monkeypatch, "plan", spec_path, "--json", "--set", "seed=3") == 0
+    assert tltrain_exits(monkeypatch, "sweep", "extend", "runs/x", "--trials", "+20") == 3
+    assert tltrain_exits(monkeypatch, "sweep", "extend", "runs/x", "--trials", "4", "--set", "a=1", "--set", "b=2") == 3
+    assert calls == [
+        ("plan", 3, True),
+        ("extend", "runs/x", 20, []),
+        ("extend", "runs/x", 4, ["a=1", "b=2"]),
+    ]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """The folder of a run that has just begun."""
+    run = RunFolder.at(str(tmp_path), "x")
+    run.write_spec(SPEC)
+    run.update(name="x", state="running")
+    return tmp_path / "x"
+
+
+def test_report_is_written_into_the_run_or_where_asked(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tltrain_exits(monkeypatch, "report", run_dir) == 0
+    assert tltrain_exits(monkeypatch, "report", run_dir, "--out", tmp_path / "page.html") == 0
+
+    written = [run_dir / "report.html", tmp_path / "page.html"]
+    assert capsys.readouterr().out.splitlines() == [str(path) for path in written]
+    assert all(path.read_text("utf-8").startswith("<!doctype html>") for path in written)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no-such-run"], "no-such-run"),
+        (["x", "--out", "no/page.html"], "error: no/page.html: cannot be written: No such file or directory."),
+    ],
+    ids=["run", "out"],
+)
+def test_report_that_cannot_be_made_exits_with_2(
+    arguments: list[str],
+    words: str,
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(run_dir.parent)
+
+    assert tltrain_exits(monkeypatch, "report", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,16 @@ def test_small_classes_keep_a_training_image(tmp_path: Path) -> None:
     assert splits.val.labels.tolist() == [2]
 
 
+def test_split_seed_stands_in_for_the_seed(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", ["a", "b"] * 50)
+    settings = {"val": 0.2, "test": 0.1, "split_seed": 1}
+    first, other = (load_splits(spec(path, **settings), seed) for seed in (2, 3))
+    plain = load_splits(spec(path, val=0.2, test=0.1), 1)
+    assert first.fingerprint == other.fingerprint == plain.fingerprint
+    assert ids(first.val) == ids(plain.val)
+    assert load_splits(spec(path, **settings | {"split_seed": 0}), 1).fingerprint != plain.fingerprint
+
+
 def test_division_depends_on_the_seed_and_stays_when_images_are_added(tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet", ["a", "b"] * 50)
     first = ids(load_splits(spec(path, val=0.2), 1).val)

@@ -181,6 +181,10 @@ WARNINGS = {
     "data.label_column": "data: {train: torchvision:CIFAR10, label_column: fine}",
     "data.root": "data: {train: a.csv, root: b}",
     "data.download": "data: {train: a.parquet, download: false}",
+    "cache.views": "cache: {views: 2}",
+    "cache.dir": "cache: {budget_gb: 0, dir: a}",
+    "sweep.grace_epochs": "sweep: {space: {seed: {grid: [1]}}, grace_epochs: 2}\ndata: {train: a, split_seed: 0}",
+    "sweep.num_trials": "sweep: {space: {optim.learning_rate: {grid: [1, 2]}}, num_trials: 2}",
 }
 
 
@@ -209,6 +213,37 @@ optim: {momentum: 0.5, nesterov: true, schedule: step, step_epochs: 2, weight_de
 train: {best_metric: loss}
 """
     assert parse_spec(text, where="j.yaml", base=Path("/")).warnings == ()
+
+
+def test_searched_setting_without_effect_is_warned_about_unless_another_searched_value_needs_it() -> None:
+    momentum = BEGINNING + "optim: {name: adam}\nsweep: {space: {optim.momentum: {grid: [0.1, 0.9]}%s}}\n"
+
+    alone = parse_spec(momentum % "", where="j.yaml", base=Path("/")).warnings
+    beside = parse_spec(momentum % ", optim.name: {grid: [adam, sgd]}", where="j.yaml", base=Path("/")).warnings
+
+    assert [str(warning) for warning in alone] == [
+        "j.yaml:5:17 sweep.space.optim.momentum: has no effect: only sgd and rmsprop have a momentum. Leave it out."
+    ]
+    assert beside == ()
+
+
+LIKELY_NOT_MEANT = {
+    "sweep.grace_epochs": "train: {epochs: 1}\nsweep: {space: {optim.momentum: {grid: [0]}}, scheduler: asha}",
+    "sweep.metric": "data: {train: a, val: null}\nsweep: {space: {optim.momentum: {grid: [0]}}}",
+    "sweep.mode": "sweep: {space: {optim.momentum: {grid: [0]}}, metric: val_loss, mode: max}",
+    "sweep.space.seed": "sweep: {space: {seed: {grid: [0, 1]}}}",
+}
+
+
+@pytest.mark.parametrize("key", LIKELY_NOT_MEANT)
+def test_sweep_that_is_likely_not_meant_is_warned_about(key: str) -> None:
+    lines = LIKELY_NOT_MEANT[key]
+    data = "" if "data:" in lines else "data: {train: a}\n"
+
+    loaded = parse_spec(f"name: x\nmodel: {{name: vgg16}}\n{data}{lines}\n", where="j.yaml", base=Path("/specs"))
+
+    assert [warning.key for warning in loaded.warnings] == [key]
+    assert str(loaded.warnings[0]).startswith("j.yaml:")
 
 
 def test_defaults_never_warn() -> None:

@@ -48,6 +48,15 @@ def test_json_schema_accepts_specs_and_their_resolved_form(path: Path) -> None:
     assert is_accepted(parse_spec(text, where=str(path), base=path.parent).spec.model_dump())
 
 
+def test_json_schema_accepts_a_sweep_and_its_resolved_form() -> None:
+    text = (
+        "name: x\nmodel: {name: vgg16}\ndata: {train: a}\nsweep: {space: {seed: {grid: [1, 2]}}, confirm: {top: 2}}\n"
+    )
+
+    assert is_accepted(YAML(typ="safe").load(text))
+    assert is_accepted(parse_spec(text, where="j.yaml", base=Path("/")).spec.model_dump())
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -61,6 +70,10 @@ def test_json_schema_accepts_specs_and_their_resolved_form(path: Path) -> None:
         {"model": {}},
         {"model": {"name": "vgg16", "factory": "a:b"}},
         {"data": {}},
+        {"sweep": {}},
+        {"sweep": {"space": {}}},
+        {"sweep": {"space": {"seed": {}}}},
+        {"sweep": {"space": {"seed": {"grid": [1], "choice": [1]}}}},
     ],
     ids=str,
 )
@@ -74,7 +87,22 @@ def test_starter_is_valid_and_names_every_setting() -> None:
 
     assert spec.name == "my-first-run"
     named = set(re.findall(r"^ *#?(\w+):", starter_text(), re.MULTILINE))
-    assert {key.rpartition(".")[2] for key in all_keys() if key.count(".") < 2} == named
+    plain = [key for key in all_keys() if key.count(".") < 2 and not key.startswith("sweep.")]
+    assert {key.rpartition(".")[2] for key in plain} == named
+
+
+def test_starter_has_no_sweep_but_a_valid_example_of_one() -> None:
+    text = starter_text()
+    example = re.search(r"^# sweep:\n(#  .*\n)+", text, re.MULTILINE)
+    assert example is not None
+    uncommented = "".join(f"{line[2:]}\n" for line in example.group().splitlines())
+
+    with_sweep = parse_spec(text.replace("#sweep: null\n", uncommented), where="spec.yaml", base=Path("/"))
+
+    assert parse_spec(text, where="spec.yaml", base=Path("/")).spec.sweep is None
+    assert with_sweep.warnings == ()
+    assert with_sweep.spec.sweep is not None
+    assert with_sweep.spec.sweep.num_trials == 16
 
 
 def test_starter_is_valid_and_the_same_with_every_setting_uncommented() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tltrain.cli import render, training
+from tltrain.cli import render, results, sweeps, training
 from tltrain.errors import EXIT_INTERRUPTED, TltrainError
 
 
@@ -39,7 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-training.add_verbs(app)
+for verbs in (training, sweeps, results):
+    verbs.add_verbs(app)
 
 
 def _print_version(wanted: bool) -> None:

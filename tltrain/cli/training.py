@@ -1,30 +1,21 @@
-"""The verbs around one run: validate, init, schema, explain, run, evaluate."""
+"""The verbs around one run: validate, init, schema, explain, run."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tltrain.cli import render
+from tltrain.cli.arguments import AsJson, Sets, SpecPath, load
+from tltrain.cli.render import short_origins
 from tltrain.errors import Problem, SpecError
-
-if TYPE_CHECKING:
-    from tltrain.spec.load import LoadedSpec
-
-SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as optim.learning_rate=1e-3."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def add_verbs(app: typer.Typer) -> None:
     """Add the verbs of this file to the program."""
-    for verb in (init, validate, explain, run, evaluate, schema):
+    for verb in (init, validate, explain, run, schema):
         app.command()(verb)
 
 
@@ -50,13 +41,13 @@ def validate(spec: SpecPath, sets: Sets = None, as_json: AsJson = False) -> None
     """Check a spec and show where each value comes from."""
     from tltrain.spec.emit import annotated_yaml
 
-    loaded = _load(spec, sets)
+    loaded = load(spec, sets)
     if as_json:
         warnings = [str(warning) for warning in loaded.warnings]
         fields = {"spec": loaded.spec.model_dump(), "origins": loaded.origins, "warnings": warnings}
         print(json.dumps(fields, indent=2))
     else:
-        print(annotated_yaml(loaded.spec, render.short_origins(loaded.origins)), end="")
+        print(annotated_yaml(loaded.spec, short_origins(loaded.origins)), end="")
 
 
 def schema() -> None:
@@ -68,7 +59,7 @@ def schema() -> None:
 
 def explain(spec: SpecPath, sets: Sets = None, as_json: AsJson = False) -> None:
     """Show stages, rates, costs and data, without training."""
-    loaded = _load(spec, sets)
+    loaded = load(spec, sets)
     from tltrain.run import explain as explain_spec
 
     raise typer.Exit(explain_spec(loaded, as_json=as_json))
@@ -80,26 +71,7 @@ def run(
     local: Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")] = False,
 ) -> None:
     """Train and evaluate; goes on where it was stopped."""
-    loaded = _load(spec, sets)
+    loaded = load(spec, sets)
     from tltrain.run import execute
 
     raise typer.Exit(execute(loaded, local=local))
-
-
-def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
-    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images, as in data.test of a spec.")],
-    as_json: AsJson = False,
-) -> None:
-    """Evaluate a run's model on other images."""
-    from tltrain.run import evaluate_run
-
-    raise typer.Exit(evaluate_run(run, data, as_json=as_json))
-
-
-def _load(spec: str, sets: list[str] | None) -> LoadedSpec:
-    from tltrain.spec.load import load_spec
-
-    loaded = load_spec(spec, sets or ())
-    render.show_warnings(loaded.warnings)
-    return loaded

@@ -58,7 +58,10 @@ def num_values(domain: Domain) -> int | None:
 def all_values(domain: Domain) -> Iterator[Any]:
     """Every value of a domain that `num_values` can count, once and in order."""
     if domain.kind in LISTED:
-        yield from {canonical(value): value for value in domain.values}.values()
+        by_text: dict[str, Any] = {}
+        for value in domain.values:
+            by_text.setdefault(canonical(value), value)
+        yield from by_text.values()
     elif domain.randint is not None:
         yield from range(*domain.randint)
     else:

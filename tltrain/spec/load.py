@@ -15,13 +15,14 @@ from tltrain.spec import emit, keys
 from tltrain.spec.checks import check
 from tltrain.spec.overrides import apply_sets, put
 from tltrain.spec.paths import make_absolute
-from tltrain.spec.schema import SPEC_VERSION, Spec
+from tltrain.spec.schema import SPEC_VERSION, Domain, Spec
 from tltrain.spec.sweep_checks import check_sweep, sweep_warnings
 from tltrain.spec.translate import Finding, validate
 from tltrain.spec.unused import unused_settings
 from tltrain.spec.wording import kind
 from tltrain.spec.yaml_text import MAX_BYTES, Document, KeyPath, dotted, parse_document
 
+_KINDS = tuple(Domain.model_fields)
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -69,10 +70,11 @@ def dump_yaml(spec: Spec) -> str:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a spec, for editors; the meaning of each key is its description."""
     schema = Spec.model_json_schema()
-    # The one rule between keys that an editor can check as well.
-    schema["$defs"]["ModelSpec"]["oneOf"] = [
-        {"required": [name], "properties": {name: {"type": "string"}}} for name in ("name", "factory")
-    ]
+    # The rules between keys that an editor can check as well.
+    for section, names, kind_of_value in (("ModelSpec", ("name", "factory"), "string"), ("Domain", _KINDS, "array")):
+        schema["$defs"][section]["oneOf"] = [
+            {"required": [name], "properties": {name: {"type": kind_of_value}}} for name in names
+        ]
     return {"$schema": SCHEMA_DIALECT, **schema, "title": "tltrain spec"}
 
 

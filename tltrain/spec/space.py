@@ -105,7 +105,7 @@ def _one_left(sweep: SweepSpec, seen: set[str], at: float, num_found: int) -> di
     """
     left = list(_all(sweep, seen)) if num_configurations(sweep.space) is not None else []
     if not left:
-        what = f"the space has no more configurations after {num_found} new ones, and {sweep.num_trials} are asked for"
+        what = f"the space is used up after {num_found} of {sweep.num_trials} new trials"
         raise SpecError(Problem(what, "Ask for fewer trials, or widen sweep.space", key="sweep.num_trials"))
     return left[int(at * len(left))]
 

@@ -35,6 +35,18 @@ _SHOWN = {
     "resources.num_workers",
     "storage",
 }
+# The one section that is off by default and has many keys: shown as it might be, in comments.
+_SWEEP_EXAMPLE = """\
+# For example 16 trials, of which the poorer ones are stopped early:
+#
+# sweep:
+#   space:
+#     optim.learning_rate: {loguniform: [0.0001, 0.1]}
+#     model.freeze_depth: {choice: [all, layer3, layer2]}
+#   search: random
+#   num_trials: 16
+#   scheduler: asha
+""".splitlines()
 _HEADER = "A spec for tltrain. A setting behind a # shows its default: take the # away to change it."
 
 
@@ -50,6 +62,7 @@ def _lines(section: type[Section], path: KeyPath) -> Iterator[str]:
         if not path or is_section(hint):
             yield ""
         yield from _comment(section.model_fields[name].description or "", indent)
+        yield from _SWEEP_EXAMPLE if here == ("sweep",) else ()
         if is_section(hint):
             yield f"{indent}{_mark(here)}{name}:"
             yield from _lines(bare(hint), here)
