@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,15 @@ def test_one_more_searched_key_leaves_the_draws_of_the_others() -> None:
 
     rates = [trial.values["optim.learning_rate"] for trial in propose(more)]
     assert rates == [trial.values["optim.learning_rate"] for trial in propose(load(RANDOM))]
+
+
+def test_keys_are_drawn_independently() -> None:
+    text = "sweep: {space: {%s: {uniform: [0, 0.9]}, %s: {uniform: [0, 0.9]}}, search: random, num_trials: 400}\n"
+    drawn = [tuple(trial.values.values()) for trial in propose(load(text % ("optim.momentum", "train.ema_decay")))]
+
+    quarters = Counter((one < 0.45, other < 0.45) for one, other in drawn)
+
+    assert all(70 < quarters[pair] < 130 for pair in ((True, True), (True, False), (False, True), (False, False)))
 
 
 def test_random_search_goes_through_a_grid_in_turn() -> None:
