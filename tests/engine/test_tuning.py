@@ -41,12 +41,14 @@ def groups(spec: Spec, trials: list[Trial], *, count: int = 1, seconds: float = 
     broker = start_broker(make_ticket, num_groups=count, run_ahead=run_ahead(spec), max_lanes=100)
     ray.get(broker.register.remote([make_ticket(trial.name, trial.values) for trial in trials]))
     started = [FakeGroup(broker, number, seconds).start() for number in range(count)]
-    yield started
-    ray.get(broker.close.remote())
-    for group in started:
-        group.thread.join(timeout=20)
-        assert not group.thread.is_alive(), "a group ends when the broker is closed"
-    ray.kill(broker)
+    try:
+        yield started
+    finally:
+        ray.get(broker.close.remote())
+        for group in started:
+            group.thread.join(timeout=20)
+            assert not group.thread.is_alive(), "a group ends when the broker is closed"
+        ray.kill(broker)
 
 
 def rates(*values: float) -> list[Trial]:

@@ -81,7 +81,7 @@ def run_tune(
     if num_trials == 0:
         return []
     with (
-        _quiet(),
+        quiet(),
         _seeded(spec.seed),
         tempfile.TemporaryDirectory(prefix="tltrain-tune-", ignore_cleanup_errors=True) as folder,
     ):
@@ -151,6 +151,9 @@ class _Names:
             return self._names.pop(0)
         self._next += 1
         return f"t{self._next - 1:04}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Names:
+        return self  # Ray Tune copies what it is given for every trial that a searcher proposes; the count is one
 
 
 class _Stop(Stopper):
@@ -226,7 +229,7 @@ def _outcome(spec: Spec, trial: str, standing: Standing, ends: _Ends) -> Outcome
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Ray Tune from printing and from writing files that nobody reads, for a `with` block."""
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     tune_logger = logging.getLogger("ray.tune")
