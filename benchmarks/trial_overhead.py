@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
+from ray.tune.schedulers import ASHAScheduler
 
 from tltrain.engine.broker import Task, Ticket
 from tltrain.engine.broker_actor import start_broker
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="rows of each trial")
     parser.add_argument("--scheduler", default="fifo", help="scheduler of both arms: fifo or asha")
     arguments = parser.parse_args()
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with connected():
         spec = make_spec(arguments.trials, arguments.epochs, arguments.scheduler)
         lanes = time_lanes(spec)
@@ -83,7 +84,10 @@ def time_lanes(spec: Spec) -> float:
 def train(broker: Any) -> None:
     """Be a worker group that trains in no time."""
     rates: dict[str, float] = {}
-    while (work := ray.get(broker.next_work.remote(0))).task is Task.TRAIN:
+    while True:
+        work: Any = ray.get(broker.next_work.remote(0))
+        if work.task is Task.STOP:
+            return
         rates.update({ticket.trial: ticket.values["optim.learning_rate"] for ticket in work.added})
         epoch = work.epoch + 1
         rows = [{"lane": lane, "epoch": epoch, "val_top1": score(rates[lane], epoch)} for lane in work.lanes]
@@ -97,7 +101,7 @@ def time_plain(num_trials: int, epochs: int, scheduler: str) -> float:
         for epoch in range(1, epochs + 1):
             tune.report({"epoch": epoch, "val_top1": score(config["learning_rate"], epoch)})
 
-    asha = tune.schedulers.ASHAScheduler(time_attr="epoch", max_t=epochs) if scheduler == "asha" else None
+    asha = ASHAScheduler(time_attr="epoch", max_t=epochs) if scheduler == "asha" else None
     began = time.perf_counter()
     with quiet(), tempfile.TemporaryDirectory() as folder:
         results = tune.Tuner(

@@ -57,7 +57,7 @@ class FakeGroup:
         return self
 
     def _loop(self) -> None:
-        while (work := ray.get(self.broker.next_work.remote(self.number))).task is not Task.STOP:
+        while (work := self._next_work()).task is not Task.STOP:
             self.works.append(work)
             for trial in work.dropped:
                 self.lanes.pop(trial, None)
@@ -69,6 +69,10 @@ class FakeGroup:
             else:
                 time.sleep(self.seconds_per_epoch)
                 self._train(work)
+
+    def _next_work(self) -> Work:
+        work: Any = ray.get(self.broker.next_work.remote(self.number))
+        return work
 
     def _train(self, work: Work) -> None:
         rows, errors = [], {}
