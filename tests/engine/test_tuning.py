@@ -127,10 +127,10 @@ def test_optuna_proposes_the_same_trials_again_and_knows_earlier_ones() -> None:
     assert len({outcome.values["optim.learning_rate"] for outcome in first.values()}) == 8
 
 
-@pytest.mark.parametrize(
-    "scheduler",
-    ["fifo", "asha", *(pytest.param(name, marks=pytest.mark.slow) for name in ("median", "pbt", "hyperband"))],
-)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("median", "pbt", "hyperband")]
+
+
+@pytest.mark.parametrize("scheduler", ["fifo", "asha", *SLOW])
 def test_a_failed_lane_ends_its_trial_and_no_other(scheduler: str) -> None:
     found, _ = run(sweep_spec(epochs=3, scheduler=scheduler), rates(0.1, 0.2, 0.3, FATAL))
     assert found["t0000"].state == "finished"
