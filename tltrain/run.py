@@ -39,7 +39,11 @@ def execute(loaded: LoadedSpec, *, local: bool) -> int:
     """
     spec = loaded.spec
     run = RunFolder.at(spec.storage, spec.name)
-    return _execute_local(spec, run) if local or "TORCHELASTIC_RUN_ID" in os.environ else _execute_on_ray(spec, run)
+    if local or "TORCHELASTIC_RUN_ID" in os.environ:
+        if spec.sweep is not None:
+            raise SpecError("a sweep needs Ray", "Leave --local out, or train one trial with --set sweep=null")
+        return _execute_local(spec, run)
+    return _execute_on_ray(spec, run) if spec.sweep is None else _execute_sweep(spec, run)
 
 
 def _execute_on_ray(spec: Spec, run: RunFolder) -> int:
@@ -55,6 +59,30 @@ def _execute_on_ray(spec: Spec, run: RunFolder) -> int:
     summary = _tracked(run, lambda: fit(spec, run, poll=follower.poll))
     follower.poll(now=True)
     return _finish(run, summary)
+
+
+def _execute_sweep(spec: Spec, run: RunFolder) -> int:
+    if _is_finished(spec, run):
+        return _tell_finished(run)
+    from tltrain.engine.sweep import sweep
+    from tltrain.report.page import write_report
+    from tltrain.report.trial_lines import TrialFollower, winner_lines
+
+    facts = _facts(spec, run, workers=_workers_text(spec))
+    _prepare(spec, run)
+    run.update(kind="sweep", classes=facts["classes"])
+    _write_lines(lines.header(facts))
+    shares = {stage["name"]: stage["forward_share"] for stage in facts["stages"]}
+    follower = TrialFollower(spec, _progress)
+    summary = _tracked(run, lambda: sweep(spec, run, shares, poll=follower.poll))
+    run.update(state="finished", finished_at=time.time(), **summary)
+    write_report(run)
+    print("\n".join([*follower.grid(run), *winner_lines(run.state(), _confirmed(run))]), flush=True)
+    return _print_result(run)
+
+
+def _confirmed(run: RunFolder) -> list[dict[str, Any]]:
+    return run.read_json("confirm.json")["top"] if run.folder.exists("confirm.json") else []
 
 
 def _execute_local(spec: Spec, run: RunFolder) -> int:

@@ -164,3 +164,37 @@ def test_rows_are_kept_for_trials_that_ask_late(epoch: int) -> None:
     row = made.row("t0", epoch)
     assert row is not None
     assert row["epoch"] == epoch
+
+
+def test_after_a_groups_death_a_lane_goes_on_from_its_newest_saved_state() -> None:
+    made = broker(ticket("t0"))
+    train(made)
+    made.complete_save({"t0": "t0/1"})
+    train(made)
+    made.take(0)
+    made.restart(0)
+    work = made.take(0)
+    assert work is not None
+    assert work.epoch == 1
+    assert (work.added[0].start, work.added[0].start_epoch) == ("t0/1", 1)
+
+
+def test_a_lane_that_was_never_saved_starts_over_after_its_groups_death() -> None:
+    made = broker(ticket("t0"))
+    train(made)
+    made.restart(0)
+    work = train(made)
+    assert (work.epoch, work.added[0].start) == (0, None)
+    assert train(made).epoch == 1
+
+
+def test_a_run_of_its_own_goes_to_the_first_group_once() -> None:
+    made = broker(num_groups=2)
+    made.request_finish(ticket("t0"))
+    assert made.take(1) is None
+    work = made.take(0)
+    assert work is not None
+    assert work.task is Task.FINISH
+    made.complete_finish({"best": 1})
+    assert made.take(0) is None
+    assert made.summary == {"best": 1}

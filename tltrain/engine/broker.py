@@ -6,6 +6,7 @@ are at the same epoch of the same batches, so that they share decoding and the f
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Task(Enum):
 
     TRAIN = "train one epoch"
     SAVE = "save the lanes' states"
+    FINISH = "train one ticket as a run of its own"
     STOP = "end the worker group"
 
 
@@ -91,6 +93,10 @@ class _Lane:
     wants_save: bool = False
     saved_as: str | None = None
 
+    def go_back(self) -> None:
+        """Forget all that was trained since the newest saved state, which the lane's ticket starts from."""
+        self.is_built, self.state, self.epoch = False, State.WAITING, self.ticket.start_epoch
+
 
 class Broker:
     """Lanes, their groups and their turns.
@@ -105,6 +111,8 @@ class Broker:
         self._lanes: dict[str, _Lane] = {}
         self._to_drop: dict[int, list[str]] = defaultdict(list)
         self._is_closing = False
+        self._to_finish: Ticket | None = None
+        self.summary: dict[str, Any] | None = None
 
     def register(self, ticket: Ticket) -> None:
         """Add a lane, or put it back to another start (a clone of another trial's lane)."""
@@ -161,11 +169,19 @@ class Broker:
         self._is_closing = True
 
     def restart(self, group: int) -> None:
-        """A worker group has died: its lanes must be built anew."""
+        """A worker group has died: its lanes must be built anew, and go on from their newest saved states."""
         self._to_drop[group].clear()
         for lane in self._lanes.values():
             if lane.group == group and lane.state not in ENDED:
-                lane.is_built, lane.state = False, State.WAITING
+                lane.go_back()
+
+    def request_finish(self, ticket: Ticket) -> None:
+        """Have the first group train `ticket` as a run of its own; its summary is then in `summary`."""
+        self._to_finish, self.summary = ticket, None
+
+    def complete_finish(self, summary: Mapping[str, Any]) -> None:
+        """The run of its own has ended."""
+        self._to_finish, self.summary = None, dict(summary)
 
     def take(self, group: int) -> Work | None:
         """Return the next work of `group`, or None where it has to wait."""
@@ -176,6 +192,8 @@ class Broker:
         ready = [lane for lane in mine if lane.state is State.WAITING and lane.epoch < lane.allowed]
         if ready:
             return self._begin(Task.TRAIN, group, self._together(ready))
+        if self._to_finish is not None and group == 0:
+            return Work(Task.FINISH, (self._to_finish.trial,), added=(self._to_finish,))
         if self._is_closing and all(lane.state in ENDED for lane in mine):
             return Work(Task.STOP)
         return None
@@ -212,10 +230,11 @@ class Broker:
                 lane.state, lane.error = State.FAILED, error
 
     def complete_save(self, names: Mapping[str, str]) -> None:
-        """A group has saved lanes: trial -> name of its state."""
+        """A group has saved lanes: trial -> name of its state, from which the lane goes on if its group dies."""
         for trial, name in names.items():
             lane = self._lanes[trial]
             lane.saved_as, lane.wants_save = name, False
+            lane.ticket = dataclasses.replace(lane.ticket, start=name, start_epoch=lane.epoch)
             if lane.state is State.SAVING:
                 lane.state = State.WAITING
 

@@ -45,14 +45,17 @@ class BrokerActor:
         self._changed = asyncio.Condition()
         self._told: dict[str, int] = {}
         """Trial -> epochs that it has the rows of."""
+        self._origins: dict[str, Ticket] = {}
+        """Trial -> the ticket it was registered with last: a lane's own ticket moves on with every save."""
         self._events: list[Event] = []
         self._halted = ""
 
     # What the driver asks.
 
     async def register(self, tickets: Sequence[Ticket]) -> None:
-        """Add lanes, or put them back to another start."""
+        """Add lanes, or put them back to another start. After a halt, work begins anew with them."""
         async with self._changed:
+            self._halted = ""
             for ticket in tickets:
                 self._register(ticket)
             self._changed.notify_all()
@@ -77,6 +80,15 @@ class BrokerActor:
             for trial in self._broker.standings():
                 self._drop(trial)
             self._changed.notify_all()
+
+    async def finish(self, ticket: Ticket) -> dict[str, Any]:
+        """Have a group train `ticket` as a run of its own, and return its summary."""
+        async with self._changed:
+            self._broker.request_finish(ticket)
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: self._broker.summary is not None)
+            assert self._broker.summary is not None
+            return self._broker.summary
 
     async def close(self) -> None:
         """No more lanes will come: groups end when nothing is left to train."""
@@ -113,7 +125,7 @@ class BrokerActor:
         """
         async with self._changed:
             ticket = dataclasses.replace(self._make_ticket(trial, values), start=state, start_epoch=epoch)
-            if source != trial and self._broker.standing(trial).ticket != ticket:
+            if source != trial and self._origins[trial] != ticket:
                 self._register(ticket)
                 self._changed.notify_all()
             return self._told[trial]
@@ -175,6 +187,12 @@ class BrokerActor:
                 self._events.append(Event("saved", trial, self._broker.standing(trial).epoch, {"state": name}))
             self._changed.notify_all()
 
+    async def complete_finish(self, summary: Mapping[str, Any]) -> None:
+        """A group has trained a run of its own."""
+        async with self._changed:
+            self._broker.complete_finish(summary)
+            self._changed.notify_all()
+
     async def restart(self, group: int) -> None:
         """A worker group has died: its lanes must be built anew."""
         async with self._changed:
@@ -187,7 +205,7 @@ class BrokerActor:
 
     def _register(self, ticket: Ticket) -> None:
         self._broker.register(ticket)
-        self._told[ticket.trial] = ticket.start_epoch
+        self._told[ticket.trial], self._origins[ticket.trial] = ticket.start_epoch, ticket
         self._events.append(Event("registered", ticket.trial, ticket.start_epoch, dict(ticket.values)))
         if self._halted:
             self._drop(ticket.trial)

@@ -42,13 +42,14 @@ def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, An
                 run.folder.delete(RAY_FOLDER)
                 return summary
             except TrainingFailedError as error:
-                _retry_or_raise(error, failures, spec.resources.max_failures)
+                retry_or_raise(error, failures, spec.resources.max_failures)
                 failures += 1
 
 
 def _attempt(spec: Spec, run: RunFolder, request: Request, poll: Callable[[], None]) -> dict[str, Any]:
     """Run one worker group to its end in a thread, so that this one stays free for `poll` and for Ctrl-C."""
-    trainer = _build_trainer(spec, run, request)
+    name = f"attempt-{run.state()['attempts']}"
+    trainer = build_trainer(train_worker, {}, spec, run, request, name=name)
     with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray-train") as executor:
         future = executor.submit(trainer.fit)
         while not future.done():
@@ -59,14 +60,23 @@ def _attempt(spec: Spec, run: RunFolder, request: Request, poll: Callable[[], No
         return summary
 
 
-def _build_trainer(spec: Spec, run: RunFolder, request: Request) -> ray.train.torch.TorchTrainer:
+def build_trainer(
+    worker: Callable[[dict[str, Any]], Any],
+    config: dict[str, Any],
+    spec: Spec,
+    run: RunFolder,
+    request: Request,
+    *,
+    name: str,
+) -> ray.train.torch.TorchTrainer:
+    """Return a trainer whose workers call `worker` with `config`, the spec, the run's address and this folder."""
     workers = (request.min_workers, request.max_workers) if request.is_elastic else request.max_workers
     resources = {"CPU": request.cpus_per_worker} | ({"GPU": request.gpus_per_worker} if request.gpus_per_worker else {})
     # Ray's own notes stand in the run folder, which all nodes must reach anyway.
     filesystem, path = run.folder.child(RAY_FOLDER).arrow
     return ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={"spec": spec.model_dump_json(), "run": run.uri, "python_path": os.getcwd()},
+        worker,
+        train_loop_config={"spec": spec.model_dump_json(), "run": run.uri, "python_path": os.getcwd(), **config},
         torch_config=ray.train.torch.TorchConfig(timeout_s=round(spec.resources.collective_timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -75,7 +85,7 @@ def _build_trainer(spec: Spec, run: RunFolder, request: Request) -> ray.train.to
             placement_strategy=request.placement.upper(),
         ),
         run_config=RunConfig(
-            name=f"attempt-{run.state()['attempts']}",
+            name=name,
             storage_path=path,
             storage_filesystem=filesystem,
             # Restarts are decided here, by cause; Ray would also repeat errors of the user.
@@ -84,9 +94,9 @@ def _build_trainer(spec: Spec, run: RunFolder, request: Request) -> ray.train.to
     )
 
 
-def _retry_or_raise(error: TrainingFailedError, failures_before: int, max_failures: int) -> None:
+def retry_or_raise(error: TrainingFailedError, failures_before: int, max_failures: int) -> None:
     """Wait for the next attempt, or raise what the user should see."""
-    failures = _unwrap(error)
+    failures = unwrap(error)
     cause = classify(failures)
     decision = decide(cause, failures_before=failures_before, max_failures=max_failures)
     if decision.retry:
@@ -105,7 +115,7 @@ def _retry_or_raise(error: TrainingFailedError, failures_before: int, max_failur
     ) from error
 
 
-def _unwrap(error: TrainingFailedError) -> list[BaseException]:
+def unwrap(error: TrainingFailedError) -> list[BaseException]:
     """Return the exceptions behind Ray's: one per failed worker, or the controller's."""
     failures: list[BaseException] = list(getattr(error, "worker_failures", {}).values())
     controller_failure = getattr(error, "controller_failure", None)

@@ -41,6 +41,8 @@ class Network:
     """Dotted name of the layer that makes the logits."""
     notes: tuple[str, ...] = ()
     """What a user ought to know."""
+    has_new_head: bool = False
+    """Whether the head was drawn from the seed alone; neither pretrained nor made by a user's factory."""
 
 
 @dataclass
@@ -67,9 +69,11 @@ def build_network(model: ModelSpec, num_classes: int, *, seed: int, allow_code: 
         module = architecture.build(arguments, weights.built_in).float().eval()
     network = _network(module, architecture, weights, arguments)
     _check_head(network, num_classes, model)
-    if model.factory is None:  # a user's own head is as its factory made it
+    network.has_new_head = model.factory is None  # a user's own head is as its factory made it
+    if network.has_new_head:
         initialise_head(module, network.head_name, seed)
     if weights.state is not None and _load(network, architecture, weights):
+        network.has_new_head = False
         network.notes += (f"The head is that of {weights.origin}, which has {num_classes} classes too",)
     _set_momentum(module, model.batchnorm_momentum)
     return network

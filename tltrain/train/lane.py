@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tltrain.data.loader import Batch
 from tltrain.errors import DivergedError
 from tltrain.models.stages import StagedNetwork
+from tltrain.models.zoo import initialise_head
 from tltrain.spec.schema import Spec
 from tltrain.train import optim
 from tltrain.train.distributed import Group, mix_seed, seed_everything
@@ -72,9 +73,12 @@ class Lane:
         group: Group,
         clock: Clock,
         class_weights: Tensor | None = None,
+        *,
+        draws_head: bool = False,
     ) -> None:
+        """`draws_head`: draw the head from this lane's seed, where the network has another lane's."""
         self.name, self.spec, self.group, self.clock = name, spec, group, clock
-        self._network = network
+        self._network, self._draws_head = network, draws_head
         self._class_weights = None if class_weights is None else class_weights.to(group.device)
         self._mixes = spec.data.mixup > 0 or spec.data.cutmix > 0
         self.tally = Tally(group.device)
@@ -88,7 +92,10 @@ class Lane:
         """Take the stages from `depth` up out of the pretrained network, with a fresh optimiser."""
         train, device = self.spec.train, self.group.device
         self.depth = depth
-        self.suffix = place(self._network.suffix(depth), self.spec, device)
+        suffix = self._network.suffix(depth)
+        if self._draws_head:
+            initialise_head(suffix, self._network.head_name, self.spec.seed)
+        self.suffix = place(suffix, self.spec, device)
         groups = optim.parameter_groups(
             self.suffix,
             self.spec.optim,

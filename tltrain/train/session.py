@@ -11,6 +11,7 @@ import torch
 from tltrain.errors import DataError
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
+from tltrain.train.activations import ActivationStore
 from tltrain.train.checkpoint import Checkpoint, Checkpoints
 from tltrain.train.distributed import Group
 from tltrain.train.finish import finish_lane
@@ -22,14 +23,22 @@ LANE = "lane-0"
 Report = Callable[[dict[str, Any]], None]
 
 
-def fine_tune(spec: Spec, run: RunFolder, group: Group, *, report: Report | None = None) -> dict[str, Any]:
+def fine_tune(
+    spec: Spec,
+    run: RunFolder,
+    group: Group,
+    *,
+    report: Report | None = None,
+    store: ActivationStore | None = None,
+) -> dict[str, Any]:
     """Train what `spec` asks for in `run`, from its newest checkpoint if there is one, and evaluate the best.
 
-    Every rank of `group` calls it. `report` is called by every rank after every epoch with that epoch's row. Returns
-    a summary (best epoch, evaluation headline). Raises DataError, DivergedError, CheckpointError or StorageError.
+    Every rank of `group` calls it. `report` is called by every rank after every epoch with that epoch's row. `store`:
+    kept taps to share. Returns a summary (best epoch, evaluation headline). Raises DataError, DivergedError,
+    CheckpointError or StorageError.
     """
     configure_torch(spec)
-    session = Session(spec, run, group, report)
+    session = Session(spec, run, group, report, store)
     resumed = session.resume()
     before = session.pretrained_fingerprint()
     session.train(resumed)
@@ -46,9 +55,16 @@ def configure_torch(spec: Spec) -> None:
 class Session:
     """One lane on a workbench of its own, with its checkpoints."""
 
-    def __init__(self, spec: Spec, run: RunFolder, group: Group, report: Report | None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        run: RunFolder,
+        group: Group,
+        report: Report | None = None,
+        store: ActivationStore | None = None,
+    ) -> None:
         self.spec, self.run, self.group, self._report = spec, run, group, report
-        self.bench = Workbench(spec, run, group, passes=spec.train.epochs)
+        self.bench = Workbench(spec, run, group, passes=spec.train.epochs, store=store)
         self.lane = self.bench.make_lane(LANE, spec)
         self.clock = self.lane.clock
         self.checkpoints = Checkpoints(run.checkpoints, keep=spec.checkpoint.keep)

@@ -46,8 +46,9 @@ class NothingKept:
 class Taps:
     """The values at every cut that some lane needs, each computed once per batch from the one below it.
 
-    The frozen stages always see batches of `batch_size` images, padded where there are fewer: kernels may round
-    otherwise at another size, and a tap must not depend on which images it was computed with.
+    The frozen stages always see batches of `batch_size` images: smaller ones are padded, before the first stage and
+    after nothing else. Kernels may round otherwise at another size or memory layout, and a tap must depend neither on
+    the images it was computed with nor on the cuts that others need.
     """
 
     def __init__(
@@ -62,39 +63,39 @@ class Taps:
     def __call__(self, batch: Batch, depths: Iterable[int], kept: Kept) -> dict[int, Tensor]:
         """Return depth -> tap [b, ...] for a batch on the device; the tap at depth 0 is the normalised images."""
         began = time.perf_counter()
-        wanted = set(depths)
+        wanted, count = set(depths), len(batch.ids)
         arrays = {depth: array for depth, array in kept.arrays().items() if array.has(batch.ids)}
+        ids = self._padded(batch.ids)
         taps: dict[int, Tensor] = {}
         for step in plan_pass(wanted, arrays.keys()):
             if step.is_read:
-                taps[step.depth] = arrays[step.depth].read(batch.ids).to(self._group.device, non_blocking=True)
+                taps[step.depth] = arrays[step.depth].read(ids).to(self._group.device, non_blocking=True)
             else:
                 taps[step.depth] = self._computed(batch, taps, step.source, step.depth, kept)
         self.seconds += time.perf_counter() - began
-        return {depth: taps[depth] for depth in wanted}
+        return {depth: taps[depth][:count] for depth in wanted}
+
+    def _padded(self, values: Tensor) -> Tensor:
+        """Return `values` [b, ...] with the first repeated up to the batch size."""
+        missing = self._batch_size - len(values)
+        return values if missing <= 0 else torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
 
     def _computed(self, batch: Batch, taps: dict[int, Tensor], source: int, depth: int, kept: Kept) -> Tensor:
         began = time.perf_counter()
-        below = self._images(batch) if source in (IMAGES, 0) and 0 not in taps else taps[max(source, 0)]
+        below = self._images(batch) if source == IMAGES else taps[source]
         tap = below if depth == 0 else self._run(below, max(source, 0), depth)
         if self._group.device.type == "cuda":
             torch.cuda.synchronize(self._group.device)
-        kept.note(depth, tap, batch.ids, time.perf_counter() - began)
+        kept.note(depth, tap[: len(batch.ids)], batch.ids, time.perf_counter() - began)
         return tap
 
     def _images(self, batch: Batch) -> Tensor:
-        images = normalise(batch.images, self._preprocessing)
+        images = normalise(self._padded(batch.images), self._preprocessing)
         return images.contiguous(memory_format=torch.channels_last) if self._spec.train.channels_last else images
 
     def _run(self, value: Tensor, start: int, stop: int) -> Tensor:
-        count = len(value)
-        missing = self._batch_size - count
-        if missing > 0:
-            value = torch.cat([value, value[:1].expand(missing, *value.shape[1:])])
-            if self._spec.train.channels_last and value.dim() == 4:
-                value = value.contiguous(memory_format=torch.channels_last)
         with autocast(self._spec, self._group.device):
-            return self._segment(start, stop)(value)[:count]
+            return self._segment(start, stop)(value)
 
     def _segment(self, start: int, stop: int) -> nn.Module:
         if (start, stop) not in self._segments:

@@ -43,8 +43,13 @@ GIGABYTE = 10**9
 class Workbench:
     """Everything that lanes with the same data, batches and pretrained network have in common, on one rank."""
 
-    def __init__(self, spec: Spec, run: RunFolder, group: Group, *, passes: int) -> None:
-        """passes: how often the training images will be gone through, at a guess, over all lanes in lockstep."""
+    def __init__(
+        self, spec: Spec, run: RunFolder, group: Group, *, passes: int, store: ActivationStore | None = None
+    ) -> None:
+        """passes: how often the training images will be gone through, at a guess, over all lanes in lockstep.
+
+        store: kept taps that outlive this workbench; without one it opens its own.
+        """
         self.spec, self.group = spec, group
         self.splits = load_splits(spec.data, spec.seed, check_leakage=False)  # the driver has looked
         self.network = load_network(spec, run, group, num_classes=len(self.splits.classes))
@@ -56,11 +61,12 @@ class Workbench:
         self.cohort = Cohort(spec, self.taps, group, self.steps_per_epoch)
         self._part, self._passes = part, passes
         self._is_constant = is_deterministic(spec.data)
-        self._store, self._own_directory = self._open_store(run)
+        self._own_directory: Path | None = None
+        self._store = store or self._open_store(run)
         self._all_kept: list[KeptTaps] = []
         self.kept = self._keep("train", self.splits.train) if self._is_constant else NothingKept()
         self._stream: Iterator[Batch] | None = None
-        self._stream_at = (-1, -1)
+        self._stream_at = (-1, -1, -1)
         self._num_loader_workers = resolve_loader_workers(
             spec.data.num_loader_workers,
             cpus_per_worker=spec.resources.cpus_per_worker,
@@ -70,36 +76,43 @@ class Workbench:
     def make_lane(self, name: str, spec: Spec) -> Lane:
         """Return a new lane on this workbench; `spec` may differ from the workbench's where lanes may differ."""
         clock = Clock(self.steps_per_epoch, spec.train.epochs)
-        return Lane(name, spec, self.network.staged, self.group, clock, class_weights(spec, self.splits))
+        draws_head = spec.seed != self.spec.seed and self.network.has_new_head
+        weights = class_weights(spec, self.splits)
+        return Lane(name, spec, self.network.staged, self.group, clock, weights, draws_head=draws_head)
 
-    def epoch_batches(self, epoch: int, step: int, depths: Collection[int], *, num_epochs: int) -> Iterator[Batch]:
+    def epoch_batches(
+        self, epoch: int, step: int, depths: Collection[int], *, num_epochs: int, seed: int | None = None
+    ) -> Iterator[Batch]:
         """Return the batches of training from `step` of `epoch` on, at least to the end of the epoch.
+
+        seed: of the order and the augmentation, where it is not the workbench's.
 
         Without images where the taps at `depths` are kept for all of them. Otherwise one set of loader processes
         serves epochs that follow each other, up to `num_epochs`.
         """
+        seed = self.spec.seed if seed is None else seed
         if can_do_without_images(depths, self.kept):
             self._stream = None
             return bare_train_batches(
                 self.splits.train,
-                seed=self.spec.seed,
+                seed=seed,
                 batch_size=self.spec.train.batch_size,
                 rank=self.group.rank,
                 world_size=self.group.world_size,
                 epoch=epoch,
                 start_step=step,
             )
-        if self._stream is None or self._stream_at != (epoch, step):
-            self._stream = self._load(epoch, step, num_epochs)
-        self._stream_at = (epoch + 1, 0)
+        if self._stream is None or self._stream_at != (seed, epoch, step):
+            self._stream = self._load(epoch, step, num_epochs, seed)
+        self._stream_at = (seed, epoch + 1, 0)
         return self._stream
 
-    def _load(self, epoch: int, step: int, num_epochs: int) -> Iterator[Batch]:
+    def _load(self, epoch: int, step: int, num_epochs: int, seed: int) -> Iterator[Batch]:
         return train_batches(
             self.splits.train,
             self.preprocessing,
             self.spec.data,
-            seed=self.spec.seed,
+            seed=seed,
             batch_size=self.spec.train.batch_size,
             rank=self.group.rank,
             world_size=self.group.world_size,
@@ -144,16 +157,12 @@ class Workbench:
 
         return Validation(batches, self.taps, kept, self.spec, self.group)
 
-    def _open_store(self, run: RunFolder) -> tuple[ActivationStore, Path | None]:
+    def _open_store(self, run: RunFolder) -> ActivationStore:
         """Return the store of kept taps; where ranks of a node must share it without a folder given, one of its own."""
-        cache = self.spec.cache
-        directory = None if cache.dir is None else Path(cache.dir).expanduser()
-        own = None
-        if directory is None and self.group.local_world_size > 1:
+        if self.spec.cache.dir is None and self.group.local_world_size > 1:
             name = hashlib.sha256(run.uri.encode()).hexdigest()[:16]
-            directory = own = Path(tempfile.gettempdir()) / f"tltrain-taps-{name}"
-        budget = round(cache.budget_gb * GIGABYTE)
-        return ActivationStore(directory, budget, pin_memory=self.group.device.type == "cuda"), own
+            self._own_directory = Path(tempfile.gettempdir()) / f"tltrain-taps-{name}"
+        return open_store(self.spec, self.group, self._own_directory)
 
     def _keep(self, name: str, split: Split) -> Kept:
         if self.spec.cache.budget_gb == 0 or self._passes < 2:
@@ -194,6 +203,14 @@ class Workbench:
         self.group.barrier()
         if self._own_directory is not None and self.group.local_rank == 0:
             shutil.rmtree(self._own_directory, ignore_errors=True)
+
+
+def open_store(spec: Spec, group: Group, directory: Path | None = None) -> ActivationStore:
+    """Return the store of kept taps that `spec.cache` asks for, in `directory` where it names none."""
+    cache = spec.cache
+    if cache.dir is not None:
+        directory = Path(cache.dir).expanduser()
+    return ActivationStore(directory, round(cache.budget_gb * GIGABYTE), pin_memory=group.device.type == "cuda")
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

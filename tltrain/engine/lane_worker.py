@@ -1,0 +1,93 @@
+"""What runs in each Ray Train worker of a sweep: it asks the broker for work, and does it, until there is no more."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import ray
+
+from tltrain.engine.broker import Task, Work
+from tltrain.engine.worker import current_group
+from tltrain.run_folder import RunFolder
+from tltrain.spec.schema import Spec
+from tltrain.spec.space import Trial, apply
+from tltrain.train.distributed import Group
+from tltrain.train.lane_group import LaneGroup
+
+HEARTBEAT_S = 10.0
+"""How often ranks that wait for work hear from the first, so that no collective times out."""
+SAVE_INTERVAL_S = 30.0
+"""Shortest time between two saves of all lanes that train; what a group's death may cost."""
+WINNER = "winner"
+
+
+def lane_worker(config: dict[str, Any]) -> dict[str, float]:
+    """Run one rank of group `config["group"]`. Returns the seconds it spent per phase."""
+    if config["python_path"] not in sys.path:
+        sys.path.insert(0, config["python_path"])
+    worker = _LaneWorker(config, current_group())
+    return worker.run()
+
+
+class _LaneWorker:
+    def __init__(self, config: dict[str, Any], group: Group) -> None:
+        self._spec = Spec.model_validate_json(config["spec"])
+        self._broker, self._index, self._group = config["broker"], config["group"], group
+        self._lanes = LaneGroup(
+            self._spec, RunFolder.open(config["run"]), group, index=self._index, passes=config["passes"]
+        )
+        self._saved_at = time.monotonic()
+
+    def run(self) -> dict[str, float]:
+        """Work until the broker says stop."""
+        while (work := self._next()).task is not Task.STOP:
+            self._do(work)
+        timings = self._lanes.timings()
+        self._lanes.close()
+        return timings
+
+    def _next(self) -> Work:
+        """Return the next work, on every rank."""
+        asked = self._broker.next_work.remote(self._index) if self._group.is_first else None
+        while True:
+            work = None
+            if asked is not None and ray.wait([asked], timeout=HEARTBEAT_S)[0]:
+                work = ray.get(asked)
+            work = self._group.broadcast(work)
+            if work is not None:
+                return work
+
+    def _do(self, work: Work) -> None:
+        if work.task is Task.FINISH:
+            self._finish(work)
+            return
+        for trial in work.dropped:
+            self._lanes.drop(trial)
+        for ticket in work.added:
+            self._lanes.add(ticket.trial, apply(self._spec, Trial(ticket.trial, ticket.values)), ticket.start)
+        if work.task is Task.SAVE:
+            self._tell("complete_save", self._lanes.save(work.lanes, work.epoch))
+        else:
+            self._train(work)
+
+    def _train(self, work: Work) -> None:
+        rows, errors = self._lanes.train_epoch(work.lanes, work.epoch)
+        if self._group.broadcast(time.monotonic() - self._saved_at > SAVE_INTERVAL_S):
+            going_on = [row["lane"] for row in rows if not row["is_stopped"]]
+            names = self._lanes.save(going_on, work.epoch + 1)
+            self._tell("complete", rows, errors)
+            self._tell("complete_save", names)
+            self._saved_at = time.monotonic()
+        else:
+            self._tell("complete", rows, errors)
+
+    def _finish(self, work: Work) -> None:
+        ticket = work.added[0]
+        spec = apply(self._spec, Trial(ticket.trial, ticket.values)).model_copy(update={"name": WINNER})
+        self._tell("complete_finish", self._lanes.finish(spec, WINNER))
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        if self._group.is_first:
+            ray.get(getattr(self._broker, method).remote(*arguments))

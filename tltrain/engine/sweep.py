@@ -1,0 +1,286 @@
+"""A sweep: Ray Tune decides, the broker hands out, worker groups train lanes side by side, the best is confirmed."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from tltrain.engine.broker import Ticket
+from tltrain.engine.broker_actor import start_broker
+from tltrain.engine.cluster import connected, live_nodes, wait_for_room
+from tltrain.engine.fit import RAY_FOLDER, build_trainer, retry_or_raise, unwrap
+from tltrain.engine.lane_worker import WINNER, lane_worker
+from tltrain.engine.plan import Request, capacity
+from tltrain.engine.retry import Cause, classify
+from tltrain.engine.sweep_record import SweepRecord
+from tltrain.engine.tuning import run_tune
+from tltrain.errors import ResourceError, RunError
+from tltrain.run_folder import RunFolder
+from tltrain.spec.schema import Spec, SweepSpec
+from tltrain.spec.space import Trial, apply, check_all, cohort_key, propose
+from tltrain.train.lane_group import newest_state
+
+logger = logging.getLogger(__name__)
+
+ALL_LANES = 100_000
+SECOND_PASSES = 2
+"""Guess of how often the same images are gone through again by lanes that start later."""
+STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
+
+Poll = Callable[[SweepRecord], None]
+
+
+def sweep(spec: Spec, run: RunFolder, shares: Mapping[str, float], *, poll: Poll) -> dict[str, Any]:
+    """Run or resume the sweep of `spec` in `run` and return the summary of its winner.
+
+    shares: stage name -> share of the forward cost, to spread lanes evenly. `poll` is called a few times a second
+    with what is known so far. Raises SpecError, ResourceError, RunError or what a worker raised.
+    """
+    assert spec.sweep is not None
+    record = prepare_trials(spec, run)
+    with connected():
+        request = wait_for_room(spec.resources)
+        num_groups = count_groups(request, len(record.trials) or spec.sweep.num_trials or 1)
+        run.update(workers=num_groups * request.max_workers, groups=num_groups)
+        driver = _Driver(spec, run, record, request, num_groups, shares, poll)
+        summary = driver.run()
+    run.folder.delete(RAY_FOLDER)
+    return summary
+
+
+def prepare_trials(spec: Spec, run: RunFolder) -> SweepRecord:
+    """Return the record of the sweep, with the trials of a grid or a random search in it."""
+    assert spec.sweep is not None
+    record = SweepRecord(run, spec.sweep)
+    if not record.trials and spec.sweep.search != "optuna":
+        trials = propose(spec)
+        check_all(spec, trials)
+        record.add(trials)
+    return record
+
+
+def count_groups(request: Request, num_trials: int) -> int:
+    """Return how many worker groups the cluster holds side by side, no more than there are trials."""
+    room = sum(capacity(request, node) for node in live_nodes())
+    return max(1, min(room // request.min_workers, num_trials))
+
+
+def make_ticket(spec: Spec, shares: Mapping[str, float], trial: str, values: dict[str, Any]) -> Ticket:
+    """Return the ticket of a lane that starts from the pretrained network."""
+    own = apply(spec, Trial(trial, values))
+    return Ticket(trial, values, cohort_key(own), own.train.epochs, cost=lane_cost(own.model.freeze_depth, shares))
+
+
+def lane_cost(freeze_depth: int | str, shares: Mapping[str, float]) -> float:
+    """Return the cost of a lane's epoch in forward passes of the network: forward and backward above the cut."""
+    names = list(shares)
+    if freeze_depth == "all":
+        depth = len(names) - 1
+    else:
+        depth = freeze_depth if isinstance(freeze_depth, int) else names.index(freeze_depth) + 1
+    return 3 * sum(list(shares.values())[depth:]) + 0.01
+
+
+class _Driver:
+    """One run of a sweep on a cluster."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        run: RunFolder,
+        record: SweepRecord,
+        request: Request,
+        num_groups: int,
+        shares: Mapping[str, float],
+        poll: Poll,
+    ) -> None:
+        assert spec.sweep is not None
+        self._spec, self._sweep, self._run, self._record = spec, spec.sweep, run, record
+        self._request, self._num_groups, self._poll = request, num_groups, poll
+        self._make_ticket = functools.partial(make_ticket, spec, dict(shares))
+        run_ahead = spec.train.epochs if self._sweep.scheduler == "fifo" else self._run_ahead()
+        self._broker = start_broker(self._make_ticket, num_groups=num_groups, run_ahead=run_ahead, max_lanes=ALL_LANES)
+        self._seen = 0
+        self._groups: list[concurrent.futures.Future[Any]] = []
+
+    def _run_ahead(self) -> int:
+        """Epochs that nothing is stopped before; none where trials copy each other at any epoch."""
+        return self._sweep.grace_epochs if self._sweep.scheduler in ("asha", "median") else 0
+
+    def run(self) -> dict[str, Any]:
+        """Train all trials, confirm the best, and train the winner as a run of its own."""
+        with concurrent.futures.ThreadPoolExecutor(self._num_groups, thread_name_prefix="group") as executor:
+            self._groups = [executor.submit(self._run_group, index) for index in range(self._num_groups)]
+            try:
+                self._search()
+                winner = self._confirm()
+                summary = self._finish(winner)
+            finally:
+                ray.get(self._broker.halt.remote("the sweep has ended"))
+                ray.get(self._broker.close.remote())
+            timings = [group.result() for group in self._groups]
+        self._write_sharing(timings)
+        return summary
+
+    def _run_group(self, index: int) -> dict[str, float]:
+        """Keep one worker group going until the broker ends it."""
+        failures = 0
+        while True:
+            config = {"broker": self._broker, "group": index, "passes": SECOND_PASSES * self._spec.train.epochs}
+            name = f"group-{index}-{failures}-{time.time_ns()}"
+            trainer = build_trainer(lane_worker, config, self._spec, self._run, self._request, name=name)
+            try:
+                return trainer.fit().return_value or {}
+            except TrainingFailedError as error:
+                if not self._has_fewer_lanes(error):
+                    retry_or_raise(error, failures, self._spec.resources.max_failures)
+                    failures += 1
+            ray.get(self._broker.restart.remote(index))
+
+    def _has_fewer_lanes(self, error: TrainingFailedError) -> bool:
+        """Halve the lanes that train at a time where memory ran out; return whether that helps."""
+        if classify(unwrap(error)) is not Cause.OUT_OF_MEMORY:
+            return False
+        lanes = ray.get(self._broker.halve_lanes.remote())
+        if lanes == 0:
+            raise ResourceError(
+                "a single lane does not fit the memory", "Double train.accumulation_steps: the result stays the same"
+            ) from error
+        logger.warning("out of memory; going on with at most %d lanes at a time", lanes)
+        return True
+
+    def _search(self) -> None:
+        trials = self._record.unfinished()
+        proposals = 0
+        if self._sweep.search == "optuna":
+            proposals = max(0, (self._sweep.num_trials or 0) - len(self._record.trials))
+        ray.get(self._broker.register.remote([self._resumed(trial) for trial in trials]))
+        outcomes = run_tune(
+            self._spec,
+            self._broker,
+            trials=trials,
+            num_proposals=proposals,
+            first_number=len(self._record.trials),
+            earlier=self._record.results(),
+            num_groups=self._num_groups,
+            poll=self._take_events,
+        )
+        self._take_events()
+        self._record.end(outcomes)
+        if not self._record.ranked():
+            raise RunError("no trial of the sweep has a result", "See the reasons in trials.json")
+
+    def _resumed(self, trial: Trial) -> Ticket:
+        """Return the ticket of a trial, from its newest saved state if it had begun before."""
+        ticket = self._make_ticket(trial.name, trial.values)
+        state = newest_state(self._run, trial.name)
+        if state is None or self._sweep.scheduler in ("pbt", "pb2", "hyperband"):
+            return ticket
+        return dataclasses.replace(ticket, start=state[0], start_epoch=state[1])
+
+    def _take_events(self) -> None:
+        """Take in what has happened; raises what a worker group ended with."""
+        for group in self._groups:
+            if group.done() and group.exception() is not None:
+                group.result()
+        events = ray.get(self._broker.events.remote(self._seen))
+        self._seen += len(events)
+        self._record.note(events)
+        self._record.write(now=False)
+        self._poll(self._record)
+
+    def _confirm(self) -> dict[str, Any]:
+        """Return the winning trial: the best, or the best on average over several seeds."""
+        ranked = self._record.ranked()
+        if self._sweep.confirm is None:
+            return ranked[0]
+        top = ranked[: self._sweep.confirm.top]
+        seeds = [self._spec.seed + number for number in range(self._sweep.confirm.seeds)]
+        tickets = [self._reseeded(entry, seed) for entry in top for seed in seeds[1:]]
+        ray.get(self._broker.register.remote(tickets))
+        for ticket in tickets:
+            ray.get(self._broker.allow.remote(ticket.trial, ticket.epochs))
+        self._wait_for({ticket.trial for ticket in tickets})
+        confirmed = [self._confirmed(entry, seeds) for entry in top]
+        better = max if self._sweep.better == "max" else min
+        winner: str = better(confirmed, key=lambda entry: entry["mean_score"])["trial"]
+        self._run.write_json("confirm.json", {"top": confirmed, "winner": winner})
+        return self._record.trials[winner]
+
+    def _reseeded(self, entry: Mapping[str, Any], seed: int) -> Ticket:
+        # The split stays, so that all seeds are judged on the same validation images.
+        split_seed = self._spec.seed if self._spec.data.split_seed is None else self._spec.data.split_seed
+        values = {**entry["values"], "seed": seed, "data.split_seed": split_seed}
+        return self._make_ticket(f"{entry['trial']}-s{seed}", values)
+
+    def _wait_for(self, trials: set[str]) -> None:
+        while True:
+            self._take_events()
+            states = ray.get(self._broker.states.remote())
+            if all(states[trial] in ("finished", "failed", "dropped") for trial in trials):
+                self._take_events()
+                return
+            time.sleep(0.1)
+
+    def _confirmed(self, entry: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+        lanes = [entry["trial"], *(f"{entry['trial']}-s{seed}" for seed in seeds[1:])]
+        best = [best_row(self._record.rows, lane, self._sweep) for lane in lanes]
+        good = [row for row in best if row is not None]
+        scores, top1 = [row[self._sweep.metric] for row in good], [row["val_top1"] for row in good]
+        mean, interval = mean_and_interval(top1)
+        seeds_used = [seed for seed, row in zip(seeds, best, strict=True) if row is not None]
+        return {
+            "trial": entry["trial"],
+            "seeds": seeds_used,
+            "top1": top1,
+            "mean": mean,
+            "interval": interval,
+            "mean_score": statistics.fmean(scores),
+        }
+
+    def _finish(self, winner: Mapping[str, Any]) -> dict[str, Any]:
+        """Train the winner once more, now as a run of its own that opens the test set, and return its summary."""
+        ticket = self._make_ticket(winner["trial"], winner["values"])
+        asked = self._broker.finish.remote(ticket)
+        while not ray.wait([asked], timeout=0.2)[0]:
+            self._take_events()
+        summary: dict[str, Any] = ray.get(asked)
+        for name in ("evaluation.json", "predictions.parquet"):  # what people look for first
+            if self._run.folder.child(WINNER).exists(name):
+                self._run.folder.write_bytes(name, self._run.folder.child(WINNER).read_bytes(name))
+        self._record.write()
+        self._record.write_table()
+        return {"winner": winner["trial"], "winner_values": winner["values"], "winner_run": WINNER, **summary}
+
+    def _write_sharing(self, timings: Sequence[Mapping[str, float]]) -> None:
+        prefix_s = sum(each.get("prefix_s", 0.0) for each in timings)
+        lane_s = sum(row["epoch_s"] for row in self._record.rows)
+        self._run.write_json("sharing.json", {"prefix_s": round(prefix_s, 3), "lanes_s": round(lane_s, 3)})
+
+
+def best_row(rows: Sequence[Mapping[str, Any]], lane: str, sweep: SweepSpec) -> Mapping[str, Any] | None:
+    """Return the best row of a lane by the sweep's metric, None where it has none."""
+    own = [row for row in rows if row["lane"] == lane and row.get(sweep.metric) is not None]
+    better = max if sweep.better == "max" else min
+    return better(own, key=lambda row: row[sweep.metric], default=None)
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, list[float] | None]:
+    """Return the mean of `values` and its 95 % interval (Student's t); None for a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None
+    quantile = STUDENT_95[len(values) - 2] if len(values) - 2 < len(STUDENT_95) else 1.96
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, [mean - half, mean + half]

@@ -1,0 +1,140 @@
+"""The lanes of one worker group: built, trained together epoch by epoch, saved and forgotten as they are told to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tltrain.errors import CheckpointError, DivergedError
+from tltrain.run_folder import RunFolder
+from tltrain.spec.schema import Spec
+from tltrain.spec.space import cohort_key
+from tltrain.train.checkpoint import Checkpoints
+from tltrain.train.distributed import Group
+from tltrain.train.lane import Lane
+from tltrain.train.session import configure_torch, fine_tune
+from tltrain.train.workbench import Workbench, open_store
+
+LANE = "lane"
+KEPT_STATES = 3
+"""Saved states per lane: a clone may still be on its way to an earlier one."""
+
+
+@dataclass
+class _Member:
+    lane: Lane
+    bench: Workbench
+
+
+class LaneGroup:
+    """Lanes on one group of processes; every rank holds one and calls the same methods in the same order.
+
+    passes: how often the training images will be gone through, at a guess.
+    """
+
+    def __init__(self, spec: Spec, run: RunFolder, group: Group, *, index: int, passes: int) -> None:
+        configure_torch(spec)
+        self._spec, self._run, self._group, self._index, self._passes = spec, run, group, index, passes
+        self._store = open_store(spec, group) if group.local_world_size == 1 or spec.cache.dir else None
+        self._benches: dict[str, Workbench] = {}
+        self._members: dict[str, _Member] = {}
+
+    def add(self, trial: str, spec: Spec, start: str | None) -> None:
+        """Build the lane of `trial`, from the state saved under the name `start` or from the pretrained network."""
+        bench = self._bench(spec)
+        lane = bench.make_lane(trial, spec)
+        if start is not None:
+            lane.load_state(self._load(start))
+        self._members[trial] = _Member(lane, bench)
+
+    def _bench(self, spec: Spec) -> Workbench:
+        """Return the workbench of a spec; lanes that differ in what lanes may differ in share one."""
+        key = bench_key(spec)
+        if key not in self._benches:
+            folder = RunFolder(self._run.folder.child("groups", f"{self._index}-{key}"))
+            self._benches[key] = Workbench(spec, folder, self._group, passes=self._passes, store=self._store)
+        return self._benches[key]
+
+    def _load(self, start: str) -> Any:
+        trial, epoch = start.rsplit("/", 1)
+        return self._checkpoints(trial).load(int(epoch)).parts[LANE]
+
+    def _checkpoints(self, trial: str) -> Checkpoints:
+        return Checkpoints(self._run.folder.child("lanes", trial), keep=KEPT_STATES)
+
+    def drop(self, trial: str) -> None:
+        """Forget a lane."""
+        self._members.pop(trial, None)
+
+    def train_epoch(self, trials: Sequence[str], epoch: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Train the lanes of `trials` through `epoch` (0-based) and validate them.
+
+        They share batches. Returns a row for each lane that went well, and trial -> error for each whose loss is not
+        finite; these are forgotten. Rows say in `is_stopped` whether early stopping has ended the lane.
+        """
+        members = [self._members[trial] for trial in trials]
+        bench, lanes = members[0].bench, [member.lane for member in members]
+        assert all(member.bench is bench for member in members), "lanes that share no batches"
+        depths = {lane.depth_at(epoch) for lane in lanes}
+        longest = max(lane.clock.epochs for lane in lanes)
+        batches = bench.epoch_batches(epoch, 0, depths, num_epochs=longest, seed=lanes[0].spec.seed)
+        bench.cohort.train_epoch(lanes, epoch, batches, bench.kept, lambda _: None)
+        errors = self._diverged(lanes)
+        healthy = [lane for lane in lanes if lane.name not in errors]
+        rows = bench.cohort.end_epoch(healthy, epoch, bench.validation) if healthy else []
+        for trial in errors:
+            self.drop(trial)
+        return [row | {"is_stopped": self._members[row["lane"]].lane.is_stopped} for row in rows], errors
+
+    def _diverged(self, lanes: Sequence[Lane]) -> dict[str, str]:
+        errors = {}
+        for lane in lanes:
+            try:
+                lane.check_finite()
+            except DivergedError as error:
+                errors[lane.name] = str(error)
+        return errors
+
+    def save(self, trials: Sequence[str], epoch: int) -> dict[str, str]:
+        """Save the lanes of `trials` as they stand after `epoch` epochs; return trial -> name of its state."""
+        names = {}
+        for trial in trials:
+            state = self._members[trial].lane.state()
+            if self._group.is_first:
+                self._checkpoints(trial).save(epoch, {LANE: state}, {"trial": trial}, background=False)
+            names[trial] = f"{trial}/{epoch}"
+        self._group.barrier()
+        return names
+
+    def finish(self, spec: Spec, name: str) -> dict[str, Any]:
+        """Train `spec` as a run of its own in the folder `name` of the sweep, with all that a run leaves."""
+        return fine_tune(spec, RunFolder(self._run.folder.child(name)), self._group, store=self._store)
+
+    def timings(self) -> dict[str, float]:
+        """Return the seconds spent per phase so far, over all workbenches of this rank."""
+        return {"prefix_s": round(sum(bench.taps.seconds for bench in self._benches.values()), 3)}
+
+    def close(self) -> None:
+        """End the use of everything that is kept."""
+        for bench in self._benches.values():
+            bench.close()
+
+
+def newest_state(run: RunFolder, trial: str) -> tuple[str, int] | None:
+    """Return name and epoch of the newest good state of `trial`'s lane in the sweep `run`, None where there is none."""
+    try:
+        checkpoint = Checkpoints(run.folder.child("lanes", trial), keep=KEPT_STATES).newest()
+    except CheckpointError:
+        return None  # the lane is trained again, from its start
+    return None if checkpoint is None else (f"{trial}/{checkpoint.step}", checkpoint.step)
+
+
+def bench_key(spec: Spec) -> str:
+    """Return a text that specs share whose lanes can stand on one workbench, be it with other orders of the images."""
+    split_seed = spec.seed if spec.data.split_seed is None else spec.data.split_seed
+    data = spec.data.model_copy(update={"split_seed": split_seed})
+    depends_on_seed = spec.model.weights == "random" or spec.model.factory is not None
+    same = spec.model_copy(update={"data": data, "seed": spec.seed if depends_on_seed else 0})
+    return hashlib.sha256(cohort_key(same).encode()).hexdigest()[:12]
