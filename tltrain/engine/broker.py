@@ -93,6 +93,11 @@ class _Lane:
     wants_save: bool = False
     saved_as: str | None = None
 
+    @property
+    def is_abreast(self) -> bool:
+        """Whether it is as far as its trial knows it to be; not so while it catches up after a group's death."""
+        return self.epoch >= max(self.rows, default=0)
+
     def go_back(self) -> None:
         """Forget all that was trained since the newest saved state, which the lane's ticket starts from."""
         self.is_built, self.state, self.epoch = False, State.WAITING, self.ticket.start_epoch
@@ -186,7 +191,7 @@ class Broker:
     def take(self, group: int) -> Work | None:
         """Return the next work of `group`, or None where it has to wait."""
         mine = [lane for lane in self._lanes.values() if lane.group == group]
-        to_save = [lane for lane in mine if lane.wants_save and lane.state is State.WAITING]
+        to_save = [lane for lane in mine if lane.wants_save and lane.state is State.WAITING and lane.is_abreast]
         if to_save:
             return self._begin(Task.SAVE, group, to_save)
         ready = [lane for lane in mine if lane.state is State.WAITING and lane.epoch < lane.allowed]
@@ -234,7 +239,8 @@ class Broker:
         for trial, name in names.items():
             lane = self._lanes[trial]
             lane.saved_as, lane.wants_save = name, False
-            lane.ticket = dataclasses.replace(lane.ticket, start=name, start_epoch=lane.epoch)
+            if lane.is_built and lane.state in (State.SAVING, State.WAITING):  # not put elsewhere in the meantime
+                lane.ticket = dataclasses.replace(lane.ticket, start=name, start_epoch=lane.epoch)
             if lane.state is State.SAVING:
                 lane.state = State.WAITING
 

@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Trials, brokers and controllers are processes that take no CPU; Ray warns about their number on stdout.
+    "RAY_worker_maximum_startup_concurrency": "16",
 }
 
 

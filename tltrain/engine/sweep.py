@@ -22,6 +22,7 @@ from tltrain.engine.fit import RAY_FOLDER, build_trainer, retry_or_raise, unwrap
 from tltrain.engine.lane_worker import WINNER, lane_worker
 from tltrain.engine.plan import Request, capacity
 from tltrain.engine.retry import Cause, classify
+from tltrain.engine.schedulers import run_ahead
 from tltrain.engine.sweep_record import SweepRecord
 from tltrain.engine.tuning import run_tune
 from tltrain.errors import ResourceError, RunError
@@ -109,14 +110,11 @@ class _Driver:
         self._spec, self._sweep, self._run, self._record = spec, spec.sweep, run, record
         self._request, self._num_groups, self._poll = request, num_groups, poll
         self._make_ticket = functools.partial(make_ticket, spec, dict(shares))
-        run_ahead = spec.train.epochs if self._sweep.scheduler == "fifo" else self._run_ahead()
-        self._broker = start_broker(self._make_ticket, num_groups=num_groups, run_ahead=run_ahead, max_lanes=ALL_LANES)
+        self._broker = start_broker(
+            self._make_ticket, num_groups=num_groups, run_ahead=run_ahead(spec), max_lanes=ALL_LANES
+        )
         self._seen = 0
         self._groups: list[concurrent.futures.Future[Any]] = []
-
-    def _run_ahead(self) -> int:
-        """Epochs that nothing is stopped before; none where trials copy each other at any epoch."""
-        return self._sweep.grace_epochs if self._sweep.scheduler in ("asha", "median") else 0
 
     def run(self) -> dict[str, Any]:
         """Train all trials, confirm the best, and train the winner as a run of its own."""
@@ -227,7 +225,7 @@ class _Driver:
     def _wait_for(self, trials: set[str]) -> None:
         while True:
             self._take_events()
-            states = ray.get(self._broker.states.remote())
+            states: dict[str, str] = ray.get(self._broker.states.remote())
             if all(states[trial] in ("finished", "failed", "dropped") for trial in trials):
                 self._take_events()
                 return

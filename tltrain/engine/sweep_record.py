@@ -25,6 +25,7 @@ class SweepRecord:
         known = run.read_json(TRIALS_FILE) if run.folder.exists(TRIALS_FILE) else []
         self.trials: dict[str, dict[str, Any]] = {entry["trial"]: entry for entry in known}
         self.rows: list[dict[str, Any]] = run.metrics()
+        self._seen = {(row["lane"], row["epoch"]) for row in self.rows}
         self._new_rows: list[dict[str, Any]] = []
         self._written_at = 0.0
         self._started: dict[str, float] = {}
@@ -61,7 +62,8 @@ class SweepRecord:
             entry = self.trials.get(event.trial)
             if event.kind == "registered" and entry is None and "-" not in event.trial:
                 self.add([Trial(event.trial, event.data)])
-            elif event.kind == "row":
+            elif event.kind == "row" and (event.trial, event.epoch) not in self._seen:
+                self._seen.add((event.trial, event.epoch))  # a lane that went back trains some epochs twice
                 row = {key: value for key, value in event.data.items() if key != "is_stopped"}
                 self._new_rows.append(row)
                 self.rows.append(row)
