@@ -199,6 +199,17 @@ def _progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def extend(run: str, trials: int, sets: Sequence[str]) -> int:
+    """Add `trials` trials to the finished sweep in the folder `run`, and run them. Returns the exit code.
+
+    sets: `KEY=VALUE` for keys of sweep, resources and cache. Raises TltrainError.
+    """
+    from tltrain.engine.extension import add_trials
+
+    folder = RunFolder.open(run)
+    return _execute_sweep(add_trials(folder, trials, sets), folder)
+
+
 def explain(loaded: LoadedSpec, *, as_json: bool) -> int:
     """Print what `loaded` would do: stages, frozen or trained, rates, costs, data counts. Returns the exit code."""
     from tltrain.train.explain import explain as work_out

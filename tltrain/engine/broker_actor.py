@@ -30,7 +30,7 @@ class Reply:
 class Event:
     """Something to show in the live table. `data` is the values of a registered lane, its row, or `{"error": ...}`."""
 
-    kind: Literal["registered", "row", "failed", "dropped", "saved"]
+    kind: Literal["registered", "row", "finished", "failed", "dropped", "saved"]
     trial: str
     epoch: int
     data: dict[str, Any] = field(default_factory=dict)
@@ -174,6 +174,8 @@ class BrokerActor:
                 epoch = self._broker.standing(trial).epoch
                 if epoch > before[trial].epoch:
                     self._events.append(Event("row", trial, epoch, dict(row)))
+                    if self._broker.standing(trial).state is State.FINISHED:
+                        self._events.append(Event("finished", trial, epoch))
             for trial, error in errors.items():
                 if self._broker.standing(trial).state is State.FAILED:
                     self._events.append(Event("failed", trial, before[trial].epoch, {"error": error}))

@@ -25,6 +25,7 @@ from tltrain.engine.retry import Cause, classify
 from tltrain.engine.schedulers import run_ahead
 from tltrain.engine.sweep_record import SweepRecord
 from tltrain.engine.tuning import run_tune
+from tltrain.engine.winner import begin_winner, end_winner
 from tltrain.errors import ResourceError, RunError
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec, SweepSpec
@@ -183,9 +184,12 @@ class _Driver:
         """Return the ticket of a trial, from its newest saved state if it had begun before."""
         ticket = self._make_ticket(trial.name, trial.values)
         state = newest_state(self._run, trial.name)
-        if state is None or self._sweep.scheduler in ("pbt", "pb2", "hyperband"):
-            return ticket
-        return dataclasses.replace(ticket, start=state[0], start_epoch=state[1])
+        # Rows that were lost with the driver come anew, from the start.
+        has_rows = state is not None and state[1] <= self._record.trials[trial.name]["epochs"]
+        if state is not None and has_rows and self._sweep.scheduler not in ("pbt", "pb2", "hyperband"):
+            ticket = dataclasses.replace(ticket, start=state[0], start_epoch=state[1])
+        self._record.restart(trial.name, ticket.start_epoch)
+        return ticket
 
     def _take_events(self) -> None:
         """Take in what has happened; raises what a worker group ended with."""
@@ -206,6 +210,7 @@ class _Driver:
         top = ranked[: self._sweep.confirm.top]
         seeds = [self._spec.seed + number for number in range(self._sweep.confirm.seeds)]
         tickets = [self._reseeded(entry, seed) for entry in top for seed in seeds[1:]]
+        tickets = [ticket for ticket in tickets if self._record.epochs_of(ticket.trial) < ticket.epochs]
         ray.get(self._broker.register.remote(tickets))
         for ticket in tickets:
             ray.get(self._broker.allow.remote(ticket.trial, ticket.epochs))
@@ -249,17 +254,20 @@ class _Driver:
 
     def _finish(self, winner: Mapping[str, Any]) -> dict[str, Any]:
         """Train the winner once more, now as a run of its own that opens the test set, and return its summary."""
-        ticket = self._make_ticket(winner["trial"], winner["values"])
-        asked = self._broker.finish.remote(ticket)
-        while not ray.wait([asked], timeout=0.2)[0]:
-            self._take_events()
-        summary: dict[str, Any] = ray.get(asked)
-        for name in ("evaluation.json", "predictions.parquet"):  # what people look for first
-            if self._run.folder.child(WINNER).exists(name):
-                self._run.folder.write_bytes(name, self._run.folder.child(WINNER).read_bytes(name))
+        trial = Trial(winner["trial"], winner["values"])
+        summary = begin_winner(self._spec, self._run, trial)
+        if summary is None:
+            summary = self._train_winner(trial)
+            end_winner(self._run, summary)
         self._record.write()
         self._record.write_table()
         return {"winner": winner["trial"], "winner_values": winner["values"], "winner_run": WINNER, **summary}
+
+    def _train_winner(self, trial: Trial) -> dict[str, Any]:
+        asked = self._broker.finish.remote(self._make_ticket(trial.name, trial.values))
+        while not ray.wait([asked], timeout=0.2)[0]:
+            self._take_events()
+        return ray.get(asked)
 
     def _write_sharing(self, timings: Sequence[Mapping[str, float]]) -> None:
         prefix_s = sum(each.get("prefix_s", 0.0) for each in timings)
@@ -275,10 +283,10 @@ def best_row(rows: Sequence[Mapping[str, Any]], lane: str, sweep: SweepSpec) -> 
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, list[float] | None]:
-    """Return the mean of `values` and its 95 % interval (Student's t); None for a single value."""
+    """Return the mean of shares `values` and its 95 % interval (Student's t, within 0..1); None for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None
     quantile = STUDENT_95[len(values) - 2] if len(values) - 2 < len(STUDENT_95) else 1.96
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, [mean - half, mean + half]
+    return mean, [max(0.0, mean - half), min(1.0, mean + half)]

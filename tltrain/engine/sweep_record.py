@@ -14,6 +14,8 @@ from tltrain.spec.schema import SweepSpec
 from tltrain.spec.space import Trial
 
 ENDED = ("finished", "stopped", "failed")
+SETTLED = {"finished": "finished", "dropped": "stopped"}
+"""Kind of an event -> state of its trial from then on."""
 WRITE_INTERVAL_S = 2.0
 
 
@@ -40,6 +42,10 @@ class SweepRecord:
     def unfinished(self) -> list[Trial]:
         """Return the trials that have not ended."""
         return [Trial(e["trial"], e["values"]) for e in self.trials.values() if e["state"] not in ENDED]
+
+    def epochs_of(self, lane: str) -> int:
+        """Return how many epochs of a lane, of a confirmation run too, are recorded."""
+        return max((row["epoch"] for row in self.rows if row["lane"] == lane), default=0)
 
     def results(self) -> list[tuple[dict[str, Any], float]]:
         """Return values and best metric of all trials that have ended with one."""
@@ -71,6 +77,20 @@ class SweepRecord:
                     self._note_row(entry, row)
             elif event.kind == "failed" and entry is not None:
                 entry |= {"state": "failed", "reason": event.data["error"]}
+            elif event.kind in SETTLED and entry is not None:
+                # Known at once, so that a driver that is killed before the search ends runs none of these again.
+                entry["state"] = SETTLED[event.kind]
+
+    def restart(self, trial: str, epoch: int) -> None:
+        """A trial goes on after `epoch` epochs: what an earlier attempt told of later ones is forgotten."""
+        entry = self.trials[trial]
+        self.rows = [row for row in self.rows if row["lane"] != trial or row["epoch"] <= epoch]
+        self._seen = {(row["lane"], row["epoch"]) for row in self.rows}
+        entry |= {"epochs": 0, "best": None}
+        for row in self.rows:
+            if row["lane"] == trial:
+                self._note_row(entry, row)
+        entry["state"] = "pending"
 
     def _note_row(self, entry: dict[str, Any], row: dict[str, Any]) -> None:
         now = time.monotonic()
