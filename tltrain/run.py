@@ -222,6 +222,21 @@ def explain(loaded: LoadedSpec, *, as_json: bool) -> int:
     return 0
 
 
+def plan(loaded: LoadedSpec, *, as_json: bool) -> int:
+    """Print the trials of `loaded` and the hours they would take, here or on the cluster of RAY_ADDRESS.
+
+    Returns the exit code. Raises ResourceError with the arithmetic where a worker group does not fit.
+    """
+    from tltrain.engine.room import find_room
+    from tltrain.report.plan_lines import plan_lines
+    from tltrain.train.planning import plan as work_out
+
+    room = find_room(loaded.spec.resources)
+    worked_out = work_out(loaded.spec, groups=room.groups, workers=room.workers, device=room.device).to_dict()
+    print(json.dumps(worked_out, indent=2) if as_json else "\n".join(plan_lines(worked_out, room.where)))
+    return 0
+
+
 def evaluate_run(run: str, data: str, *, as_json: bool) -> int:
     """Evaluate a finished run's model on the images of `data` and print the numbers. Returns the exit code."""
     from tltrain.train.reevaluate import evaluate_model
