@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import multiprocessing.context
+import os
 import tempfile
 import time
 import traceback
@@ -48,7 +49,7 @@ def start(world_size: int, function: Callable[..., Any], *arguments: Any) -> tup
     """Start `function(group, *arguments)` on `world_size` CPU ranks; return the processes and their queue."""
     context = _context()
     queue = context.Queue()
-    store = tempfile.mktemp(prefix="tltrain-test-store-")
+    store = os.path.join(tempfile.mkdtemp(prefix="tltrain-test-"), "store")
     processes = [
         context.Process(target=_enter, args=(rank, world_size, store, queue, function, arguments), daemon=False)
         for rank in range(world_size)

@@ -66,7 +66,7 @@ def test_rows_of_confirmation_lanes_are_kept_but_are_no_trials(run: RunFolder) -
 def test_mean_and_interval_are_students() -> None:
     mean, interval = mean_and_interval([0.8, 0.9, 1.0])
     assert mean == pytest.approx(0.9)
-    assert interval == pytest.approx([0.9 - 4.303 * 0.1 / 3**0.5, 0.9 + 4.303 * 0.1 / 3**0.5])
+    assert interval == pytest.approx([0.9 - 4.303 * 0.1 / 3**0.5, 1.0])
     assert mean_and_interval([0.5]) == (0.5, None)
 
 
