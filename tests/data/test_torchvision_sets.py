@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import pickle
 import struct
@@ -12,6 +11,7 @@ from typing import Any
 import filelock
 import numpy as np
 import pytest
+from cifar_files import CLASSES, write_cifar
 from data_helpers import encode, spec
 from PIL import Image
 from torchvision import datasets
@@ -24,8 +24,6 @@ from tltrain.errors import DataError
 from tltrain.spec.names import TORCHVISION_DATA_SETS
 from tltrain.spec.schema import DataSpec
 
-CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
 
 def opened(name: str, root: Path, split: Any = "train", **settings: object) -> Source:
     return open_source(f"torchvision:{name}", settings_of(root, **settings), split=split)
@@ -37,24 +35,8 @@ def settings_of(root: Path, **settings: object) -> DataSpec:
 
 @pytest.fixture
 def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """CIFAR-10's six batches and its class names as it ships them, 20 random images each; returns the root."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    sums = {}
-    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
-        pixels = generator.integers(0, 256, (20, 3072), dtype=np.uint8)
-        content = {"data": pixels, "labels": [i % 10 for i in range(20)], "batch_label": name}
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    meta = pickle.dumps({"label_names": CLASSES}, protocol=2)
-    (folder / "batches.meta").write_bytes(meta)
-    # torchvision compares the files with the checksums of the real ones.
-    monkeypatch.setattr(
-        datasets.CIFAR10, "train_list", [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)]
-    )
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": hashlib.md5(meta).hexdigest()})
+    """CIFAR-10's files with 20 random images each; returns the root."""
+    write_cifar(tmp_path, monkeypatch)
     return tmp_path
 
 

@@ -198,3 +198,36 @@ def test_a_run_of_its_own_goes_to_the_first_group_once() -> None:
     made.complete_finish({"best": 1})
     assert made.take(0) is None
     assert made.summary == {"best": 1}
+
+
+def test_an_isolated_lane_is_a_group_that_is_claimed_once_and_ends_with_the_lane() -> None:
+    made = Broker(num_groups=1, run_ahead=0, max_lanes=1, is_isolated=True)
+    made.register(ticket("t0"))
+    made.register(ticket("t1"))
+    assert made.claim() is None, "nobody waits for an epoch yet"
+    made.request("t1", 1)
+    group = made.claim()
+    assert group is not None
+    assert made.claim() is None
+    work = made.take(group)
+    assert work is not None
+    assert work.lanes == ("t1",)
+    made.complete([{"lane": "t1"}], {})
+    assert made.take(group) is None, "its trial has not asked for more, and may yet"
+    made.drop("t1")
+    work = made.take(group)
+    assert work is not None
+    assert work.task is Task.STOP
+
+
+def test_the_run_of_its_own_is_claimed_like_an_isolated_lane() -> None:
+    made = Broker(num_groups=1, run_ahead=0, max_lanes=1, is_isolated=True)
+    made.request_finish(ticket("t0"))
+    assert (made.claim(), made.claim()) == (0, None)
+    work = made.take(0)
+    assert work is not None
+    assert work.task is Task.FINISH
+    made.complete_finish({"best": 1})
+    work = made.take(0)
+    assert work is not None
+    assert work.task is Task.STOP

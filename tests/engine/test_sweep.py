@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.util.placement_group import placement_group_table
 from tiny import tiny_spec
 
 from tltrain import run as far_side
@@ -97,6 +97,28 @@ def test_a_grid_is_exact_complete_not_run_twice_and_extended(
     assert run.state()["state"] == "finished"
 
 
+def test_trials_with_workers_of_their_own_give_the_same_curves_and_leave_nothing_behind(
+    cluster: None, tmp_path: Path
+) -> None:
+    spec = sweep_spec(tmp_path, isolation="process", scheduler="asha")
+    run = RunFolder.at(spec.storage, spec.name)
+    assert far_side.execute(load_spec(spec_file(tmp_path, spec)), local=False) == 0
+    trials = trials_of(run)
+    assert {entry["state"] for entry in trials.values()} <= {"finished", "stopped"}
+    assert "finished" in {entry["state"] for entry in trials.values()}
+    for trial, entry in trials.items():
+        assert curve(run, trial) == curve_alone(spec, entry)[: entry["epochs"]], trial
+    assert RunFolder.open(f"{run.uri}/winner").state()["state"] == "finished"
+    deadline = time.monotonic() + 20
+    while (left := _placement_groups()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left == []
+
+
+def _placement_groups() -> list[Any]:
+    return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+
+
 @pytest.mark.slow
 def test_a_sweep_whose_driver_is_killed_goes_on_with_what_had_not_ended(tmp_path: Path) -> None:
     space = {RATE: {"grid": [0.01, 0.05]}, "train.epochs": {"grid": [2, 40]}}
@@ -124,7 +146,7 @@ def _wait_for_some_to_end(process: subprocess.Popen[bytes], run: RunFolder) -> d
         if run.folder.exists(TRIALS_FILE):
             ended = {name: entry for name, entry in trials_of(run).items() if entry["state"] == "finished"}
             if ended:
-                assert len(ended) < 4, json.dumps(list(ended))
+                assert len(ended) < 4, list(ended)
                 return ended
         time.sleep(0.05)
     raise AssertionError(f"no trial has ended; exit code {process.poll()}")

@@ -296,9 +296,7 @@ def test_a_damaged_newest_is_set_aside_and_the_one_before_taken(
 
 
 @pytest.mark.parametrize("how", ["deleted", "first byte"])
-def test_a_damaged_newest_on_s3_is_set_aside_too(
-    s3_uri: str, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_newest_on_s3_is_set_aside_too(s3_uri: str, how: str, caplog: pytest.LogCaptureFixture) -> None:
     check_fall_back(Folder.open(s3_uri), "lane.safetensors", how, caplog)
 
 

@@ -158,18 +158,12 @@ def test_rows_of_the_confusion_matrix_are_true_classes() -> None:
     [([0], [0], 1), ([0], [1], 2), ([1, 1], [1, 1], 9), ([0, 1, 2], [2, 0, 1], 3)],
     ids=["one class", "all wrong", "one class of nine", "three classes"],
 )
-def test_odd_results_give_strict_json_within_bounds(
-    labels: list[int], predicted: list[int], num_classes: int
-) -> None:
+def test_odd_results_give_strict_json_within_bounds(labels: list[int], predicted: list[int], num_classes: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = evaluate(
-            predictions_of(labels, predicted, num_classes), [str(name) for name in range(num_classes)]
-        )
+        found = evaluate(predictions_of(labels, predicted, num_classes), [str(name) for name in range(num_classes)])
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    shares = {
-        key: value for key, value in found.items() if key not in ("num_images", "loss", "confusion_matrix")
-    }
+    shares = {key: value for key, value in found.items() if key not in ("num_images", "loss", "confusion_matrix")}
     shares["per_class"] = [{**row, "support": 0} for row in found["per_class"]]
     shares["calibration_bins"] = [{**row, "count": 0} for row in found["calibration_bins"]]
     assert all(0 <= number <= 1 for number in numbers(shares))
@@ -202,9 +196,7 @@ def test_the_interval_of_the_accuracy_is_wilsons(hits: int, n: int) -> None:
 def test_calibration_error_by_hand() -> None:
     zeros = np.zeros(4, dtype=np.int64)
     probability = np.array([0.9, 0.9, 0.6, 1 / 15], dtype=np.float32)
-    results = Predictions(
-        np.arange(4), zeros, np.array([0, 1, 0, 0]), probability, zeros.astype(float), zeros
-    )
+    results = Predictions(np.arange(4), zeros, np.array([0, 1, 0, 0]), probability, zeros.astype(float), zeros)
     found = evaluate(results, ["a", "b"])
     # Bins: two samples at .9 (one right), one right at .6, one right at 1/15.
     expected = (2 * abs(0.5 - 0.9) + abs(1 - 0.6) + abs(1 - 1 / 15)) / 4

@@ -66,17 +66,13 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return tensor.transpose(0, -1) if tensor.dim() > 1 and draw(st.booleans()) else tensor
 
 
-AWKWARD = st.sampled_from(
-    ["", "a.b", "a", "b", "0", "'", "__metadata__", "tensor", "dict", "\ud800", "é\n\0"]
-)
+AWKWARD = st.sampled_from(["", "a.b", "a", "b", "0", "'", "__metadata__", "tensor", "dict", "\ud800", "é\n\0"])
 KEYS = st.integers() | AWKWARD | st.text(max_size=4)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | AWKWARD | tensors()
 STATES = st.recursive(
     LEAVES,
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=4).map(tuple)
-        | st.dictionaries(KEYS, inner, max_size=4)
+        st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple) | st.dictionaries(KEYS, inner, max_size=4)
     ),
     max_leaves=12,
 )

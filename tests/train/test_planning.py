@@ -56,7 +56,7 @@ def test_a_plan_counts_trials_and_measures_without_leaving_anything(tmp_path: Pa
     found = plan(spec, groups=2, workers=1, device=torch.device("cpu"))
     assert sorted(tmp_path.rglob("*")) == before
     assert (found.trials, found.epochs, found.steps) == (6, 12, 12 * 5)
-    assert [(depth.depth, depth.trials, depth.frozen_up_to) for depth in found.depths][0] == (0, 3, "nothing")
+    assert next((depth.depth, depth.trials, depth.frozen_up_to) for depth in found.depths) == (0, 3, "nothing")
     assert found.depths[0].forward_shared == 0 < found.depths[1].forward_shared < 1
     assert found.hours_in_lanes > 0 < found.hours_trial_by_trial
     assert any("asha" in note for note in found.notes)

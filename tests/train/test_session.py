@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import ranks
 import torch
-import torchvision
 from safetensors.torch import load_file
 from tiny import tiny_spec, write_digits
 
 from tltrain.data.splits import load_splits
 from tltrain.errors import DataError, DivergedError
+from tltrain.models.zoo import load_trained
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
@@ -52,16 +52,16 @@ def test_a_run_learns_digits_and_leaves_a_complete_folder(tmp_path: Path) -> Non
     assert len(set(steps)) == len(steps) == 8
 
 
-def test_the_model_loads_in_plain_torchvision_and_predicts_the_same(tmp_path: Path) -> None:
+def test_the_readmes_lines_load_the_model_in_plain_torchvision(tmp_path: Path, project_dir: Path) -> None:
     run, _ = train(tiny_spec(tmp_path))
-    folder = run.model.local_path
-    assert folder is not None
-    card = json.loads((folder / "model.json").read_text())
-    model = torchvision.models.get_model(card["name"], **card["arguments"])
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    model.eval()
-    assert card["classes"] == [str(digit) for digit in range(10)]
-    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    block = re.search(r"```python\n(import json, torchvision.*?)```", (project_dir / "README.md").read_text(), re.S)
+    assert block is not None
+    names: dict[str, Any] = {}
+    exec(block[1].replace("runs/flowers-resnet50", run.uri), names)
+    assert names["card"]["classes"] == [str(digit) for digit in range(10)]
+    images = torch.rand(4, 3, 32, 32)
+    expected = load_trained(run.uri).module(images)
+    assert torch.equal(names["model"].eval()(images), expected)
 
 
 @pytest.mark.parametrize("freeze_depth", [1, 3, "all"])

@@ -44,8 +44,8 @@ def load_splits(data: DataSpec, seed: int, *, check_leakage: bool = True) -> Spl
 
     Fractions are taken out of the training images, class by class (at least one image where a class has
     more), the test's first: in each class the images are ranked by a hash of (seed, id), so that an image
-    keeps its split when others are added. `data.split_seed` stands in for `seed` where it is given. `check_leakage` compares contents (see `leakage`); one rank is
-    enough for that.
+    keeps its split when others are added. `data.split_seed` stands in for `seed` where it is given.
+    `check_leakage` compares contents (see `leakage`); one rank is enough for that.
 
     Raises DataError if a source, its classes or a fraction cannot be used.
     """

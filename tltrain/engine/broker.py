@@ -98,6 +98,11 @@ class _Lane:
         """Whether it is as far as its trial knows it to be; not so while it catches up after a group's death."""
         return self.epoch >= max(self.rows, default=0)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it may train an epoch now."""
+        return self.state is State.WAITING and self.epoch < self.allowed
+
     def go_back(self) -> None:
         """Forget all that was trained since the newest saved state, which the lane's ticket starts from."""
         self.is_built, self.state, self.epoch = False, State.WAITING, self.ticket.start_epoch
@@ -107,15 +112,18 @@ class Broker:
     """Lanes, their groups and their turns.
 
     run_ahead: epochs a lane may train before its trial has asked for them: all of them where nothing ever stops a
-    trial early, the scheduler's grace period where something does.
+    trial early, the scheduler's grace period where something does. is_isolated: every lane is a group of its own,
+    which somebody claims, runs and ends; group 0 is then that of the run of its own.
     """
 
-    def __init__(self, *, num_groups: int, run_ahead: int, max_lanes: int) -> None:
+    def __init__(self, *, num_groups: int, run_ahead: int, max_lanes: int, is_isolated: bool = False) -> None:
         self.max_lanes = max_lanes
+        self._is_isolated = is_isolated
+        self._claimed: set[int] = set()
         self._num_groups, self._run_ahead = num_groups, run_ahead
         self._lanes: dict[str, _Lane] = {}
         self._to_drop: dict[int, list[str]] = defaultdict(list)
-        self._is_closing = False
+        self.is_closing = False
         self._to_finish: Ticket | None = None
         self.summary: dict[str, Any] | None = None
 
@@ -124,9 +132,21 @@ class Broker:
         before = self._lanes.get(ticket.trial)
         if before is not None and before.is_built:
             self._to_drop[before.group].append(ticket.trial)
-        group = self._least_loaded() if before is None else before.group
+        group = self._new_group() if before is None else before.group
         allowed = ticket.start_epoch + self._run_ahead
         self._lanes[ticket.trial] = _Lane(ticket, group, allowed, ticket.start_epoch)
+
+    def _new_group(self) -> int:
+        return len(self._lanes) + 1 if self._is_isolated else self._least_loaded()
+
+    def claim(self) -> int | None:
+        """Return a group that has work and that nobody has claimed, None where there is none now."""
+        waiting = [0] if self._to_finish is not None else []
+        waiting += [lane.group for lane in self._lanes.values() if lane.is_ready]
+        group = next((group for group in waiting if group not in self._claimed), None)
+        if group is not None:
+            self._claimed.add(group)
+        return group
 
     def _least_loaded(self) -> int:
         loads: Counter[int] = Counter(dict.fromkeys(range(self._num_groups), 0))
@@ -171,7 +191,7 @@ class Broker:
 
     def close(self) -> None:
         """No more lanes will come: groups end when nothing is left to train."""
-        self._is_closing = True
+        self.is_closing = True
 
     def restart(self, group: int) -> None:
         """A worker group has died: its lanes must be built anew, and go on from their newest saved states."""
@@ -194,12 +214,12 @@ class Broker:
         to_save = [lane for lane in mine if lane.wants_save and lane.state is State.WAITING and lane.is_abreast]
         if to_save:
             return self._begin(Task.SAVE, group, to_save)
-        ready = [lane for lane in mine if lane.state is State.WAITING and lane.epoch < lane.allowed]
+        ready = [lane for lane in mine if lane.is_ready]
         if ready:
             return self._begin(Task.TRAIN, group, self._together(ready))
         if self._to_finish is not None and group == 0:
             return Work(Task.FINISH, (self._to_finish.trial,), added=(self._to_finish,))
-        if self._is_closing and all(lane.state in ENDED for lane in mine):
+        if (self.is_closing or self._is_isolated) and all(lane.state in ENDED for lane in mine):
             return Work(Task.STOP)
         return None
 

@@ -39,8 +39,9 @@ class Event:
 class BrokerActor:
     """A `Broker` that others wait in. Every method is a coroutine on one event loop, so none sees another half done."""
 
-    def __init__(self, make_ticket: MakeTicket, *, num_groups: int, run_ahead: int, max_lanes: int) -> None:
-        self._broker = Broker(num_groups=num_groups, run_ahead=run_ahead, max_lanes=max_lanes)
+    def __init__(self, make_ticket: MakeTicket, **options: Any) -> None:
+        """options: those of `Broker`."""
+        self._broker = Broker(**options)
         self._make_ticket = make_ticket
         self._changed = asyncio.Condition()
         self._told: dict[str, int] = {}
@@ -157,6 +158,13 @@ class BrokerActor:
 
     # What a worker group asks.
 
+    async def claim(self) -> int | None:
+        """Wait for a group that has work and that nobody runs, where lanes are isolated; None after `close`."""
+        async with self._changed:
+            while (group := self._broker.claim()) is None and not self._broker.is_closing:
+                await self._changed.wait()
+            return group
+
     async def next_work(self, group: int) -> Work:
         """Wait for the next work of `group`."""
         async with self._changed:
@@ -219,7 +227,9 @@ class BrokerActor:
             self._events.append(Event("dropped", trial, standing.epoch))
 
 
-def start_broker(make_ticket: MakeTicket, *, num_groups: int, run_ahead: int, max_lanes: int) -> Any:
+def start_broker(
+    make_ticket: MakeTicket, *, num_groups: int, run_ahead: int, max_lanes: int, is_isolated: bool = False
+) -> Any:
     """Start the broker's actor on this process's node and return its handle. It takes no CPU.
 
     make_ticket: trial and values -> the ticket of a lane from the pretrained network. It is called in the actor, for
@@ -227,8 +237,7 @@ def start_broker(make_ticket: MakeTicket, *, num_groups: int, run_ahead: int, ma
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "max_concurrency": CALLS_AT_A_TIME, "scheduling_strategy": here}
-    return (
-        ray.remote(BrokerActor)
-        .options(**options)
-        .remote(make_ticket, num_groups=num_groups, run_ahead=run_ahead, max_lanes=max_lanes)
+    actor = ray.remote(BrokerActor).options(**options)
+    return actor.remote(
+        make_ticket, num_groups=num_groups, run_ahead=run_ahead, max_lanes=max_lanes, is_isolated=is_isolated
     )

@@ -37,6 +37,8 @@ def run_ahead(spec: Spec) -> int:
     """
     assert spec.sweep is not None
     epochs = spec.train.epochs
+    if spec.sweep.isolation == "process" and spec.sweep.scheduler != "fifo":
+        return 0  # workers that have begun a trial must not wait for one that Ray Tune has not come to
     return {"fifo": epochs, "hyperband": 1}.get(spec.sweep.scheduler, min(spec.sweep.grace_epochs, epochs))
 
 
@@ -62,7 +64,7 @@ def make_scheduler(spec: Spec, broker: Any) -> TrialScheduler:
         scheduler = _Median(**compared_by, grace_period=grace)
     else:
         scheduler = _HyperBand(**compared_by, max_t=epochs)
-    scheduler.broker = broker
+    scheduler.broker, scheduler.takes_turns = broker, sweep.isolation == "lanes"
     return scheduler
 
 
@@ -117,14 +119,18 @@ class _TakesTurns:
 
     A paused trial costs no state on disk, since its lane lives in the worker group. Trials with the fewest epochs come
     first, so lanes stay abreast and share their batches.
+
+    takes_turns: not so where each trial has workers of its own, which would wait for their trial to come back while
+    the trials that took its place wait for workers.
     """
 
     broker: Any
+    takes_turns = True
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Decide as the scheduler does; let the lane go on at once, and pause its trial where another waits."""
         decision = super().on_trial_result(tune_controller, trial, result)  # pyright: ignore[reportAttributeAccessIssue]
-        if decision in (TrialScheduler.STOP, TrialScheduler.NOOP) or trial.is_saving:
+        if not self.takes_turns or decision in (TrialScheduler.STOP, TrialScheduler.NOOP) or trial.is_saving:
             return decision
         if not self._goes_on(trial, decision):
             tune_controller.pause_trial(trial, should_checkpoint=False)

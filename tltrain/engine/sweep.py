@@ -111,16 +111,22 @@ class _Driver:
         self._spec, self._sweep, self._run, self._record = spec, spec.sweep, run, record
         self._request, self._num_groups, self._poll = request, num_groups, poll
         self._make_ticket = functools.partial(make_ticket, spec, dict(shares))
+        is_isolated = self._sweep.isolation == "process"
         self._broker = start_broker(
-            self._make_ticket, num_groups=num_groups, run_ahead=run_ahead(spec), max_lanes=ALL_LANES
+            self._make_ticket,
+            num_groups=num_groups,
+            run_ahead=run_ahead(spec),
+            max_lanes=1 if is_isolated else ALL_LANES,
+            is_isolated=is_isolated,
         )
+        self._run_worker = self._run_claimed if is_isolated else self._run_group
         self._seen = 0
         self._groups: list[concurrent.futures.Future[Any]] = []
 
     def run(self) -> dict[str, Any]:
         """Train all trials, confirm the best, and train the winner as a run of its own."""
         with concurrent.futures.ThreadPoolExecutor(self._num_groups, thread_name_prefix="group") as executor:
-            self._groups = [executor.submit(self._run_group, index) for index in range(self._num_groups)]
+            self._groups = [executor.submit(self._run_worker, index) for index in range(self._num_groups)]
             try:
                 self._search()
                 winner = self._confirm()
@@ -131,6 +137,20 @@ class _Driver:
             timings = [group.result() for group in self._groups]
         self._write_sharing(timings)
         return summary
+
+    def _run_claimed(self, slot: int) -> dict[str, float]:
+        """Give one trial after another a worker group of its own, until there are no more.
+
+        No more groups are there at a time than the cluster holds, and each trains only what its trial waits for, so
+        none waits for resources that another holds.
+        """
+        prefix_s, folder = 0.0, self._run.folder.child("groups")
+        while (group := ray.get(self._broker.claim.remote())) is not None:
+            prefix_s += self._run_group(group).get("prefix_s", 0.0)
+            for name in folder.names():  # each has a copy of the pretrained network
+                if name.startswith(f"{group}-"):
+                    folder.delete(name)
+        return {"prefix_s": prefix_s}
 
     def _run_group(self, index: int) -> dict[str, float]:
         """Keep one worker group going until the broker ends it."""

@@ -79,8 +79,16 @@ def explain(spec: Spec) -> Explanation:
         steps_per_epoch=steps_per_epoch(len(splits.train), spec.train.batch_size),
         image_size=preprocessing.crop_size,
         stages=stages,
-        notes=(*network.notes, *splits.warnings),
+        notes=(*network.notes, *splits.warnings, *_size_notes(spec, len(splits.train))),
     )
+
+
+def _size_notes(spec: Spec, num_images: int) -> list[str]:
+    if num_images >= spec.train.batch_size:
+        return []
+    return [
+        f"{num_images} training images are fewer than a batch of {spec.train.batch_size}: one step per epoch"
+    ]
 
 
 def check(spec: Spec) -> tuple[Splits, Network]:

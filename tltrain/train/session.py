@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,8 @@ def fine_tune(
 
 def configure_torch(spec: Spec) -> None:
     """Set torch's switches for reproducible arithmetic."""
+    if spec.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it before it sums in a fixed order
     torch.backends.cudnn.benchmark = not spec.train.deterministic
     torch.use_deterministic_algorithms(spec.train.deterministic)
 
