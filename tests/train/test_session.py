@@ -180,3 +180,13 @@ def test_without_validation_the_last_epoch_is_evaluated(tmp_path: Path) -> None:
 def test_without_any_test_images_validation_is_what_is_evaluated_and_named(tmp_path: Path) -> None:
     _, summary = train(tiny_spec(tmp_path, {"data.test": None}))
     assert summary["evaluation"]["split"] == "validation"
+
+
+@pytest.mark.slow
+def test_a_compiled_run_trains_like_the_plain_one(tmp_path: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        changes = {"train.compile": compiled, "train.epochs": 1, "model.freeze_depth": 3}
+        run, _ = train(tiny_spec(tmp_path, changes, name=f"compiled-{compiled}".lower()))
+        losses.append(run.metrics()[0]["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
