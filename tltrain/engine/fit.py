@@ -50,14 +50,21 @@ def _attempt(spec: Spec, run: RunFolder, request: Request, poll: Callable[[], No
     """Run one worker group to its end in a thread, so that this one stays free for `poll` and for Ctrl-C."""
     name = f"attempt-{run.state()['attempts']}"
     trainer = build_trainer(train_worker, {}, spec, run, request, name=name)
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray-train") as executor:
-        future = executor.submit(trainer.fit)
-        while not future.done():
-            concurrent.futures.wait([future], timeout=0.2)
-            poll()
-        summary = future.result().return_value
-        assert summary is not None, "a worker group that ends well returns a summary"
-        return summary
+    future = in_background(trainer.fit)
+    while not future.done():
+        concurrent.futures.wait([future], timeout=0.2)
+        poll()
+    summary = future.result().return_value
+    assert summary is not None, "a worker group that ends well returns a summary"
+    return summary
+
+
+def in_background(function: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+    """Call `function` in a thread that nobody waits for: after Ctrl-C, leaving the cluster ends what it does."""
+    executor = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray-train")
+    future = executor.submit(function)
+    executor.shutdown(wait=False)
+    return future
 
 
 def build_trainer(
