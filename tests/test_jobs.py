@@ -38,9 +38,7 @@ def test_the_expected_jobs_ship() -> None:
 def test_job_is_valid_and_names_files_that_ship(path: Path) -> None:
     spec = load_spec(path).spec
 
-    sources = [
-        source for source in (spec.data.train, spec.data.val, spec.data.test) if isinstance(source, str)
-    ]
+    sources = [source for source in (spec.data.train, spec.data.val, spec.data.test) if isinstance(source, str)]
     for source in sources:
         assert source.startswith("torchvision:") or (path.parent / source).is_file(), source
 
@@ -57,9 +55,7 @@ def test_second_job_of_the_chain_reads_the_first_ones_run_folder(
 
 
 @pytest.mark.parametrize(("split", "per_class"), [("train", 200), ("test", 50)])
-def test_shipped_images_are_balanced_grey_png_of_28_pixels(
-    fashion_dir: Path, split: str, per_class: int
-) -> None:
+def test_shipped_images_are_balanced_grey_png_of_28_pixels(fashion_dir: Path, split: str, per_class: int) -> None:
     table = pq.read_table(fashion_dir / f"{split}.parquet")
     classes = json.loads(table.schema.metadata[b"tltrain.classes"])
 
@@ -71,8 +67,7 @@ def test_shipped_images_are_balanced_grey_png_of_28_pixels(
 
 def test_shipped_training_and_test_images_do_not_overlap(fashion_dir: Path) -> None:
     train, test = (
-        set(pq.read_table(fashion_dir / f"{split}.parquet")["image"].to_pylist())
-        for split in ("train", "test")
+        set(pq.read_table(fashion_dir / f"{split}.parquet")["image"].to_pylist()) for split in ("train", "test")
     )
 
     assert not train & test

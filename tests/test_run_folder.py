@@ -113,9 +113,7 @@ def test_names_of_files_that_are_not_utf8_survive(local: RunFolder) -> None:
     assert local.metrics()[0]["skipped"] == skipped
 
 
-def test_a_torn_last_line_is_left_out_with_a_warning(
-    local: RunFolder, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_torn_last_line_is_left_out_with_a_warning(local: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     local.record_metrics([row("a", 1, name="é"), row("a", 2, name="é")])
     whole = local.folder.read_bytes("metrics.jsonl")
     second = whole.index(b"\n") + 1
@@ -155,9 +153,7 @@ def test_update_does_not_overwrite_a_state_it_cannot_read(local: RunFolder) -> N
     assert local.folder.read_bytes("run.json") == b'{"format": 2, "new": 1}'
 
 
-def test_a_write_that_fails_leaves_state_and_metrics(
-    local: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_state_and_metrics(local: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     local.update(state="running")
     local.record_metrics([row("a", 1)])
 

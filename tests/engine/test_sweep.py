@@ -97,6 +97,7 @@ def test_a_grid_is_exact_complete_not_run_twice_and_extended(
     assert run.state()["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_trials_with_workers_of_their_own_give_the_same_curves_and_leave_nothing_behind(
     cluster: None, tmp_path: Path
 ) -> None:

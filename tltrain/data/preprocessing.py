@@ -1,4 +1,4 @@
-"""What happens to an image before a network sees it: sizes, interpolation, mean, std. Plain data, saved with a model."""
+"""What happens to an image before a network sees it: sizes, interpolation, mean, std. Saved with a model."""
 
 from __future__ import annotations
 

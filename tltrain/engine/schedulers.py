@@ -51,8 +51,6 @@ def make_scheduler(spec: Spec, broker: Any) -> TrialScheduler:
     assert spec.sweep is not None
     sweep = spec.sweep
     epochs, grace = spec.train.epochs, min(sweep.grace_epochs, spec.train.epochs)
-    if sweep.scheduler in ("fifo", "hyperband") and "grace_epochs" in sweep.model_fields_set:
-        logger.warning("sweep.grace_epochs has no effect with scheduler %s", sweep.scheduler)
     compared_by: dict[str, Any] = {"time_attr": "epoch", "metric": sweep.metric, "mode": sweep.better}
     if sweep.scheduler == "fifo":
         return FIFOScheduler()

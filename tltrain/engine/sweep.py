@@ -138,19 +138,21 @@ class _Driver:
         self._write_sharing(timings)
         return summary
 
-    def _run_claimed(self, slot: int) -> dict[str, float]:
+    def _run_claimed(self, index: int) -> dict[str, float]:
         """Give one trial after another a worker group of its own, until there are no more.
 
         No more groups are there at a time than the cluster holds, and each trains only what its trial waits for, so
         none waits for resources that another holds.
         """
         prefix_s, folder = 0.0, self._run.folder.child("groups")
-        while (group := ray.get(self._broker.claim.remote())) is not None:
+        while True:
+            group: int | None = ray.get(self._broker.claim.remote())
+            if group is None:
+                return {"prefix_s": prefix_s}
             prefix_s += self._run_group(group).get("prefix_s", 0.0)
             for name in folder.names():  # each has a copy of the pretrained network
                 if name.startswith(f"{group}-"):
                     folder.delete(name)
-        return {"prefix_s": prefix_s}
 
     def _run_group(self, index: int) -> dict[str, float]:
         """Keep one worker group going until the broker ends it."""

@@ -86,9 +86,7 @@ def explain(spec: Spec) -> Explanation:
 def _size_notes(spec: Spec, num_images: int) -> list[str]:
     if num_images >= spec.train.batch_size:
         return []
-    return [
-        f"{num_images} training images are fewer than a batch of {spec.train.batch_size}: one step per epoch"
-    ]
+    return [f"{num_images} training images are fewer than a batch of {spec.train.batch_size}: one step per epoch"]
 
 
 def check(spec: Spec) -> tuple[Splits, Network]:

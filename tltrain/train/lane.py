@@ -146,7 +146,7 @@ class Lane:
         if self.group.world_size == 1:
             return forward
         device_ids = [self.group.device.index] if self.group.device.type == "cuda" else None
-        forward = DistributedDataParallel(self.suffix, device_ids=device_ids, gradient_as_bucket_view=True)
+        forward = DistributedDataParallel(self.suffix, device_ids=device_ids)
         buffers = [(buffer, buffer.clone()) for buffer in self.suffix.buffers()]
         with autocast(self.spec, self.group.device):
             logits = forward(torch.zeros_like(tap))

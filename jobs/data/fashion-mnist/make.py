@@ -79,9 +79,7 @@ def make_split(split: str) -> None:
     chosen = draw(labels, IMAGES_PER_CLASS[split], np.random.default_rng(SEED))
     path = TARGET_DIR / f"{split}.parquet"
     # PNG bytes do not compress any further, and labels are dictionary-encoded.
-    pq.write_table(
-        make_table(images[chosen], labels[chosen]), path, compression="none", use_dictionary=["label"]
-    )
+    pq.write_table(make_table(images[chosen], labels[chosen]), path, compression="none", use_dictionary=["label"])
     print(f"{path}: {len(chosen)} images, {path.stat().st_size:,} bytes")
 
 
