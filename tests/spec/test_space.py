@@ -231,7 +231,6 @@ OTHER_BATCHES = {
     "train.channels_last": False,
     "train.compile": True,
     "train.deterministic": True,
-    "cache.views": 2,
 }
 
 

@@ -298,8 +298,6 @@ class CacheSpec(Section):
     """Most gigabytes (10^9 bytes) that each node keeps; 0 keeps nothing."""
     dir: str | None = None
     """Folder for memory-mapped files, which later sweeps use again; null keeps it in memory."""
-    views: Count | None = None
-    """Random augmentations per image that are drawn once and used in turn; null draws anew in every epoch."""
 
 
 class Spec(Section):
