@@ -180,7 +180,9 @@ def _tell_finished(run: RunFolder) -> int:
 
 
 def _print_result(run: RunFolder) -> int:
-    print("\n".join(lines.result(run.state(), _shown_path(run))), flush=True)
+    state = run.state()
+    kept = RunFolder(run.folder.child(state["winner_run"])) if "winner_run" in state else run
+    print("\n".join(lines.result(state, _shown_path(kept))), flush=True)
     return 0
 
 
