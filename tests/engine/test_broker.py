@@ -144,10 +144,12 @@ def test_every_lane_ends_with_each_epoch_once_whatever_the_order_of_events(data:
     seen: dict[str, list[int]] = {f"t{i}": [] for i in range(count)}
     for i in range(count):
         made.register(ticket(f"t{i}", epochs=epochs[i], cohort=data.draw(st.sampled_from("ab"))))
-    for _ in range(200):
+    drawn = [data.draw(st.integers(0, groups - 1)) for _ in range(data.draw(st.integers(0, 60)))]
+    every_group_in_turn = [group for _ in range(60) for group in range(groups)]
+    for group in drawn + every_group_in_turn:
         for i in range(count):
             made.request(f"t{i}", min(epochs[i], len(seen[f"t{i}"]) + 1))
-        work = made.take(data.draw(st.integers(0, groups - 1)))
+        work = made.take(group)
         if work is None:
             continue
         for trial in work.lanes:

@@ -112,6 +112,29 @@ def test_state_by_name_puts_an_optimizer_back_exactly(name: str) -> None:
         assert torch.equal(tensor, second.state_dict()[key]), key
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adagrad"])
+def test_memory_layouts_do_not_change_what_a_step_does(name: str) -> None:
+    def trained(layouts: tuple[torch.memory_format, ...]) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        module = nn.Conv2d(3, 4, 3, bias=False)
+        weight, *gradients = (torch.randn(4, 3, 3, 3, generator=generator) for _ in layouts)
+        module.weight.data = weight.contiguous(memory_format=layouts[0])
+        spec = OptimSpec.model_validate({"name": name, "learning_rate": 0.01})
+        groups = optim.parameter_groups(module, spec, stage_of=lambda _: 0, num_stages=1)
+        optimizer = optim.build_optimizer(groups, spec)
+        for gradient, layout in zip(gradients, layouts[1:], strict=True):
+            module.weight.grad = gradient.contiguous(memory_format=layout)
+            optim.match_layouts(optimizer)
+            optimizer.step()
+            plain = {"weight": {k: v.contiguous() for k, v in optim.state_by_name(optimizer)["weight"].items()}}
+            optim.load_state_by_name(optimizer, plain)
+        return module.weight.detach()
+
+    contiguous, last = torch.contiguous_format, torch.channels_last
+    expected = trained((contiguous,) * 4)
+    torch.testing.assert_close(trained((last, contiguous, last, contiguous)), expected, rtol=1e-6, atol=1e-7)
+
+
 def test_parameters_without_saved_state_start_afresh() -> None:
     module = network()
     spec = OptimSpec()

@@ -201,6 +201,7 @@ class Lane:
         if self.spec.train.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.suffix.parameters(), self.spec.train.clip_grad_norm)
+        optim.match_layouts(self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
