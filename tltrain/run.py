@@ -67,14 +67,16 @@ def _execute_sweep(spec: Spec, run: RunFolder) -> int:
     from tltrain.engine.sweep import sweep
     from tltrain.report.page import write_report
     from tltrain.report.trial_lines import TrialFollower, winner_lines
+    from tltrain.terminal import shown_in_place
 
     facts = _facts(spec, run, workers=_workers_text(spec))
     _prepare(spec, run)
     run.update(kind="sweep", classes=facts["classes"])
     _write_lines(lines.header(facts))
     shares = {stage["name"]: stage["forward_share"] for stage in facts["stages"]}
-    follower = TrialFollower(spec, _progress)
-    summary = _tracked(run, lambda: sweep(spec, run, shares, poll=follower.poll))
+    with shown_in_place() as show:
+        follower = TrialFollower(spec, _progress, show)
+        summary = _tracked(run, lambda: sweep(spec, run, shares, poll=follower.poll))
     run.update(state="finished", finished_at=time.time(), **summary)
     write_report(run)
     print("\n".join([*follower.grid(run), *winner_lines(run.state(), _confirmed(run))]), flush=True)
