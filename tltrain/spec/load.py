@@ -41,7 +41,7 @@ class LoadedSpec:
 
 def load_spec(path: str | Path, sets: Sequence[str] = ()) -> LoadedSpec:
     """Read the spec in a file and apply `sets`, each `KEY=VALUE`. Raises SpecError with all problems."""
-    text = _read_text(Path(path))
+    text = read_text(Path(path))
     return parse_spec(text, where=str(path), base=Path(path).absolute().parent, sets=sets)
 
 
@@ -168,7 +168,7 @@ def _no_mapping(document: Document) -> Problem:
     return Problem(what, "Write `key: value` lines; `tltrain init` writes an example", document.where)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The text of a file. Raises SpecError that says why it cannot be read."""
     if path.is_dir():
         raise SpecError(Problem("is a folder", "Give the YAML file in it", str(path)))

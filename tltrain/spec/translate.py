@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -13,6 +13,8 @@ from tltrain.spec.keys import all_keys, bare, branches, hints, is_section
 from tltrain.spec.schema import Domain, Section, Spec
 from tltrain.spec.wording import judge, kind, nearest, printable, show
 from tltrain.spec.yaml_text import Document, KeyPath, dotted
+
+_Root = TypeVar("_Root", bound=Section)
 
 
 class Finding(NamedTuple):
@@ -34,30 +36,36 @@ class _Spot(NamedTuple):
 
 def validate(document: Document) -> tuple[Spec | None, list[Finding]]:
     """The spec, or None and all that keeps the values from being one."""
+    return validate_as(Spec, document)
+
+
+def validate_as(root: type[_Root], document: Document) -> tuple[_Root | None, list[Finding]]:
+    """The section `root`, or None and all that keeps the values from being one."""
     try:
-        return Spec.model_validate(document.values), []
+        return root.model_validate(document.values), []
     except ValidationError as error:
-        return None, _translate(error.errors(include_url=False, include_input=False), document)
+        return None, _translate(error.errors(include_url=False, include_input=False), root, document)
 
 
-def _translate(errors: Sequence[ErrorDetails], document: Document) -> list[Finding]:
+def _translate(errors: Sequence[ErrorDetails], root: type[Section], document: Document) -> list[Finding]:
     found: dict[KeyPath, Finding] = {}
     for error in errors:
-        spot = _locate(error, document.values)
+        spot = _locate(error, root, document.values)
         if spot is not None and spot.path not in found:
-            found[spot.path] = Finding(spot.path, _problem(error, spot, document), error["type"] == "extra_forbidden")
+            problem = _problem(error, spot, root, document)
+            found[spot.path] = Finding(spot.path, problem, error["type"] == "extra_forbidden")
     assert found, "every error belonged to a branch that does not fit"
     return list(found.values())
 
 
-def _locate(error: ErrorDetails, values: Any) -> _Spot | None:
+def _locate(error: ErrorDetails, root: type[Section], values: Any) -> _Spot | None:
     """Follow an error's location through schema and values at once.
 
     In a union pydantic names one branch after the other and reports the errors of each. The branch that has
     the form of the value (a section for a mapping, ...) is followed; errors of the others give None. Where
     none has its form, the union as a whole is what the value fails.
     """
-    spot, location = _Spot((), Spec, values, None), list(error["loc"])
+    spot, location = _Spot((), root, values, None), list(error["loc"])
     while location:
         options = branches(spot.hint)
         if len(options) > 1:
@@ -95,10 +103,10 @@ def _step(spot: _Spot, part: str | int) -> _Spot:
     return _Spot(path, get_args(plain)[-1], value, None)
 
 
-def _problem(error: ErrorDetails, spot: _Spot, document: Document) -> Problem:
+def _problem(error: ErrorDetails, spot: _Spot, root: type[Section], document: Document) -> Problem:
     key, path = dotted(spot.path), spot.path
     if error["type"] == "extra_forbidden":
-        what, action = _unknown_key(spot)
+        what, action = _unknown_key(spot, root)
         return Problem(what, action, document.key_place(path), key)
     if error["type"] == "missing":
         return Problem("is missing", f"Add it: {_description(spot)}", document.key_place(path[:-1]), key)
@@ -140,12 +148,12 @@ def _description(spot: _Spot) -> str:
     return (section.model_fields[name].description or "").strip()
 
 
-def _unknown_key(spot: _Spot) -> tuple[str, str]:
+def _unknown_key(spot: _Spot, root: type[Section]) -> tuple[str, str]:
     assert spot.field is not None, "only sections refuse keys"
     section, word = spot.field
     inside = dotted(spot.path[:-1])
     known = list(section.model_fields)
-    guess = suggest_key(word, known)
+    guess = suggest_key(word, known, root)
     valid = f"Keys{f' of {inside}' if inside else ''}: {', '.join(known)}"
     what = f"there is no key {printable(word)}{f' in {inside}' if inside else ''}"
     if section is Domain and (full := f"{spot.path[-2]}.{word}") in all_keys():
@@ -153,15 +161,15 @@ def _unknown_key(spot: _Spot) -> tuple[str, str]:
     return what, f"{f'Did you mean {guess}? ' if guess else ''}{valid}"
 
 
-def suggest_key(word: str, known: Sequence[str]) -> str:
+def suggest_key(word: str, known: Sequence[str], root: type[Section] = Spec) -> str:
     """The key most likely meant: of this section, by its initials (`lr`), or of another section."""
     if close := nearest(word, known):
         return close[0]
-    for names in (known, all_keys()):
+    for names in (known, all_keys(root)):
         for name in names:
             last = name.rpartition(".")[2]
             initials = "".join(part[0] for part in last.split("_"))
             if word.lower() == last or (len(initials) > 1 and word.lower() == initials):
                 return name
-    elsewhere = nearest(word, [name.rpartition(".")[2] for name in all_keys()], cutoff=0.8)
-    return next((name for name in all_keys() if elsewhere and name.endswith(f".{elsewhere[0]}")), "")
+    elsewhere = nearest(word, [name.rpartition(".")[2] for name in all_keys(root)], cutoff=0.8)
+    return next((name for name in all_keys(root) if elsewhere and name.endswith(f".{elsewhere[0]}")), "")

@@ -1,0 +1,1 @@
+"""The job layer: cluster files, submitting a spec to a cluster, and keeping track of it."""
