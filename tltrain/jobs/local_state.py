@@ -12,33 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tltrain.errors import Problem, StorageError
+from tltrain.jobs.processes import Process
 
 STATE_FILE = "cluster.json"
 TOKEN_FILE = "token"
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process that was started, told from a later one with the same id by the moment of its start."""
-
-    pid: int
-    started: int
-    """Clock ticks from the machine's start to the process's."""
-
-    @classmethod
-    def of(cls, pid: int) -> Process | None:
-        """The process with this id, or None where there is none (a zombie is none)."""
-        try:
-            text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-        except OSError:
-            return None
-        fields = text.rpartition(")")[2].split()  # the name, in brackets, may hold anything
-        return None if fields[0] in ("Z", "X") else cls(pid, int(fields[19]))
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it still runs."""
-        return Process.of(self.pid) == self
 
 
 @dataclass(frozen=True)
