@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tltrain.errors import EXIT_INTERRUPTED, Problem, SpecError, TltrainError
+from tltrain.lease import hold
 from tltrain.report import lines
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import LoadedSpec, differences, dump_yaml, load_spec, parse_spec
@@ -50,15 +52,16 @@ def _execute_on_ray(spec: Spec, run: RunFolder) -> int:
     if _is_finished(spec, run):
         return _tell_finished(run)
     facts = _facts(spec, run, workers=_workers_text(spec))
-    _prepare(spec, run)
-    _write_lines(lines.header(facts))
+    with _attempt(spec, run) as run:
+        _write_lines(lines.header(facts))
 
-    from tltrain.engine.fit import fit
+        from tltrain.engine.fit import fit
 
-    follower = lines.Follower(run, spec.train.epochs, _progress)
-    summary = _tracked(run, lambda: fit(spec, run, poll=follower.poll))
-    follower.poll(now=True)
-    return _finish(run, summary)
+        follower = lines.Follower(run, spec.train.epochs, _progress)
+        summary = fit(spec, run, poll=follower.poll)
+        follower.poll(now=True)
+        run.update(state="finished", finished_at=time.time(), **summary)
+    return _print_result(run)
 
 
 def _execute_sweep(spec: Spec, run: RunFolder) -> int:
@@ -70,15 +73,15 @@ def _execute_sweep(spec: Spec, run: RunFolder) -> int:
     from tltrain.terminal import shown_in_place
 
     facts = _facts(spec, run, workers=_workers_text(spec))
-    _prepare(spec, run)
-    run.update(kind="sweep", classes=facts["classes"])
-    _write_lines(lines.header(facts))
     shares = {stage["name"]: stage["forward_share"] for stage in facts["stages"]}
-    with shown_in_place() as show:
-        follower = TrialFollower(spec, _progress, show)
-        summary = _tracked(run, lambda: sweep(spec, run, shares, poll=follower.poll))
-    run.update(state="finished", finished_at=time.time(), **summary)
-    write_report(run)
+    with _attempt(spec, run) as run:
+        run.update(kind="sweep", classes=facts["classes"])
+        _write_lines(lines.header(facts))
+        with shown_in_place() as show:
+            follower = TrialFollower(spec, _progress, show)
+            summary = sweep(spec, run, shares, poll=follower.poll)
+        run.update(state="finished", finished_at=time.time(), **summary)
+        write_report(run)
     print("\n".join([*follower.grid(run), *winner_lines(run.state(), _confirmed(run))]), flush=True)
     return _print_result(run)
 
@@ -102,12 +105,13 @@ def _execute_local(spec: Spec, run: RunFolder) -> int:
         fine_tune(spec, run, group)
         return 0
     facts = _facts(spec, run, workers=f"{group.world_size} on {group.device.type}, in this process (--local)")
-    _prepare(spec, run)
-    _write_lines(lines.header(facts))
-    group.barrier()
-    follower = lines.Follower(run, spec.train.epochs, _progress)
-    summary = _tracked(run, lambda: fine_tune(spec, run, group, report=lambda _: follower.poll(now=True)))
-    return _finish(run, summary)
+    with _attempt(spec, run) as run:
+        _write_lines(lines.header(facts))
+        group.barrier()
+        follower = lines.Follower(run, spec.train.epochs, _progress)
+        summary = fine_tune(spec, run, group, report=lambda _: follower.poll(now=True))
+        run.update(state="finished", finished_at=time.time(), **summary)
+    return _print_result(run)
 
 
 def _is_finished(spec: Spec, run: RunFolder) -> bool:
@@ -148,32 +152,30 @@ def _workers_text(spec: Spec) -> str:
     return f"{number} x {each}, Ray Train on {where}"
 
 
-def _prepare(spec: Spec, run: RunFolder) -> None:
+@contextlib.contextmanager
+def _attempt(spec: Spec, run: RunFolder) -> Iterator[RunFolder]:
+    """Hold the run folder for a `with` block and keep run.json's state true whatever happens in it.
+
+    Yields the folder to write into: once another attempt has taken over, its writes are refused.
+    """
     from tltrain.train.finish import versions
 
-    if run.exists():
-        _progress(f"Resuming run {spec.name}")
-    run.write_spec(dump_yaml(spec))
-    started = run.state().get("started_at", time.time())
-    run.update(name=spec.name, state="running", started_at=started, versions=versions(), error=None)
-
-
-def _tracked(run: RunFolder, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run `train`, keeping run.json's state true whatever happens."""
-    try:
-        return train()
-    except KeyboardInterrupt:
-        run.update(state="interrupted")
-        _progress("Interrupted. Run the same command again to go on from the newest checkpoint.")
-        raise
-    except TltrainError as error:
-        run.update(state="failed", error=[str(problem) for problem in error.problems])
-        raise
-
-
-def _finish(run: RunFolder, summary: Mapping[str, Any]) -> int:
-    run.update(state="finished", finished_at=time.time(), **summary)
-    return _print_result(run)
+    with hold(run.folder) as folder:
+        run = RunFolder(folder)
+        if run.exists():
+            _progress(f"Resuming run {spec.name}")
+        run.write_spec(dump_yaml(spec))
+        started = run.state().get("started_at", time.time())
+        run.update(name=spec.name, state="running", started_at=started, versions=versions(), error=None)
+        try:
+            yield run
+        except KeyboardInterrupt:
+            run.update(state="interrupted")
+            _progress("Interrupted. Run the same command again to go on from the newest checkpoint.")
+            raise
+        except TltrainError as error:
+            run.update(state="failed", error=[str(problem) for problem in error.problems])
+            raise
 
 
 def _tell_finished(run: RunFolder) -> int:

@@ -7,9 +7,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from tltrain.errors import Problem, StorageError
 
 _SCHEME_WITHOUT_SLASHES = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs):(?!//)")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_STAMPS_AT_A_TIME, _THREADS = 50, 32
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # no folders of their own there, so none can be renamed
 
 # (error numbers, parts of an object store's message, what to do)
@@ -65,6 +67,8 @@ class Folder:
     """Absolute local path, or the address with its query; `Folder.open(folder.uri)` is the same folder."""
     _path: str
     _filesystem: fs.FileSystem | None = field(compare=False)  # None: the local disk, by way of `os`
+    guard: Callable[[], None] | None = field(default=None, compare=False)
+    """Called before every change in this folder or below it; it raises where that may no longer be made."""
 
     @classmethod
     def open(cls, uri: str) -> Folder:
@@ -101,8 +105,12 @@ class Folder:
         """The folder below this one; it need not exist."""
         folder = self
         for name in names:
-            folder = type(self)(folder._uri_of(name), folder._path_of(name), self._filesystem)
+            folder = type(self)(folder._uri_of(name), folder._path_of(name), self._filesystem, self.guard)
         return folder
+
+    def guarded(self, guard: Callable[[], None] | None) -> Folder:
+        """The same folder with another guard; those below it have it too."""
+        return replace(self, guard=guard)
 
     def read_bytes(self, name: str) -> bytes:
         """The contents of a file."""
@@ -116,6 +124,7 @@ class Folder:
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write or replace a file: afterwards it is there whole and, on a local disk, flushed."""
         path = self._path_of(name)
+        self._check()
         with self._failing("write", name):
             if self._filesystem is None:
                 with _replacing(path) as file:
@@ -126,6 +135,7 @@ class Folder:
     def write_file(self, name: str, local_source: str | Path) -> None:
         """Write or replace a file with a copy of a local file, without reading it into memory."""
         path = self._path_of(name)
+        self._check()
         with self._failing("write", name):
             if self._filesystem is None:
                 with open(local_source, "rb") as source, _replacing(path) as file:
@@ -159,9 +169,21 @@ class Folder:
                 return []
             return sorted(name for name in names if not _TEMPORARY.fullmatch(name))
 
+    def stamps(self, file: str) -> dict[str, tuple[int, int]]:
+        """For each folder in here that has such a file: when that was last written, in ns since 1970, and its size."""
+        names = self.names()
+        filesystem, _ = self.arrow
+        paths = [self.child(name)._path_of(file) for name in names]
+        parts = [paths[start : start + _STAMPS_AT_A_TIME] for start in range(0, len(paths), _STAMPS_AT_A_TIME)]
+        with self._failing("list"), ThreadPoolExecutor(_THREADS) as executor:
+            infos = [info for part in executor.map(filesystem.get_file_info, parts) for info in part]
+        files = zip(names, infos, strict=True)
+        return {name: (info.mtime_ns, info.size) for name, info in files if info.type == fs.FileType.File}
+
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it. A missing one is fine."""
         path = self._path_of(name)
+        self._check()
         with self._failing("delete", name):
             if self._filesystem is not None:
                 _delete_remote(self._filesystem, path)
@@ -170,12 +192,24 @@ class Folder:
             else:
                 Path(path).unlink(missing_ok=True)
 
+    def delete_all(self, *, last: Sequence[str] = ()) -> None:
+        """Delete this folder with all that is in it, the files in `last` at the end and in that order."""
+        for name in [*(name for name in self.names() if name not in last), *last]:
+            self.delete(name)
+        self._check()
+        with self._failing("delete"):
+            if self._filesystem is not None:
+                _delete_remote(self._filesystem, self._path)
+            elif os.path.isdir(self._path):
+                shutil.rmtree(self._path)
+
     def rename(self, old: str, new: str) -> None:
         """Rename a file or folder of this folder.
 
         Object stores copy and then delete a folder: cut short, the old one is still there whole.
         """
         source, target = self._path_of(old), self._path_of(new)
+        self._check()
         with self._failing(f"rename to {new!r}", old):
             if self._filesystem is None:
                 os.rename(source, target)
@@ -191,6 +225,10 @@ class Folder:
 
     def __repr__(self) -> str:
         return f"Folder({str(self)!r})"
+
+    def _check(self) -> None:
+        if self.guard is not None:
+            self.guard()
 
     def _path_of(self, name: str) -> str:
         if name in ("", ".", "..") or any(character in name for character in "/\\\0"):

@@ -19,6 +19,7 @@ from tltrain.engine.plan import Request
 from tltrain.engine.retry import Cause, classify, decide
 from tltrain.engine.worker import train_worker
 from tltrain.errors import ResourceError, RunError, TltrainError
+from tltrain.lease import begin_workers
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 
@@ -49,7 +50,7 @@ def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, An
 def _attempt(spec: Spec, run: RunFolder, request: Request, poll: Callable[[], None]) -> dict[str, Any]:
     """Run one worker group to its end in a thread, so that this one stays free for `poll` and for Ctrl-C."""
     name = f"attempt-{run.state()['attempts']}"
-    trainer = build_trainer(train_worker, {}, spec, run, request, name=name)
+    trainer = build_trainer(train_worker, {"lease": begin_workers(run.folder, "")}, spec, run, request, name=name)
     future = in_background(trainer.fit)
     while not future.done():
         concurrent.futures.wait([future], timeout=0.2)

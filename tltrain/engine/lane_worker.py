@@ -9,8 +9,7 @@ from typing import Any
 import ray
 
 from tltrain.engine.broker import Task, Work
-from tltrain.engine.worker import current_group
-from tltrain.run_folder import RunFolder
+from tltrain.engine.worker import current_group, open_run
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial, apply
 from tltrain.train.distributed import Group
@@ -36,7 +35,7 @@ class _LaneWorker:
         self._spec = Spec.model_validate_json(config["spec"])
         self._broker, self._index, self._group = config["broker"], config["group"], group
         self._lanes = LaneGroup(
-            self._spec, RunFolder.open(config["run"]), group, index=self._index, passes=config["passes"]
+            self._spec, open_run(config), group, index=self._index, passes=config["passes"]
         )
         self._saved_at = time.monotonic()
 

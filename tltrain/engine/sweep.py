@@ -27,6 +27,7 @@ from tltrain.engine.sweep_record import SweepRecord
 from tltrain.engine.tuning import run_tune
 from tltrain.engine.winner import begin_winner, end_winner
 from tltrain.errors import ResourceError, RunError
+from tltrain.lease import begin_workers
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec, SweepSpec
 from tltrain.spec.space import Trial, apply, check_all, cohort_key, propose
@@ -158,7 +159,12 @@ class _Driver:
         """Keep one worker group going until the broker ends it."""
         failures = 0
         while True:
-            config = {"broker": self._broker, "group": index, "passes": SECOND_PASSES * self._spec.train.epochs}
+            config = {
+                "broker": self._broker,
+                "group": index,
+                "passes": SECOND_PASSES * self._spec.train.epochs,
+                "lease": begin_workers(self._run.folder, str(index)),
+            }
             name = f"group-{index}-{failures}-{time.time_ns()}"
             trainer = build_trainer(lane_worker, config, self._spec, self._run, self._request, name=name)
             try:

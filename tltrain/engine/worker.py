@@ -10,6 +10,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from tltrain.lease import join
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
@@ -21,7 +22,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     if config["python_path"] not in sys.path:
         sys.path.insert(0, config["python_path"])
     spec = Spec.model_validate_json(config["spec"])
-    return fine_tune(spec, RunFolder.open(config["run"]), current_group(), report=_report)
+    return fine_tune(spec, open_run(config), current_group(), report=_report)
+
+
+def open_run(config: dict[str, Any]) -> RunFolder:
+    """Return the run folder; it refuses this worker's writes once another attempt has taken over."""
+    return RunFolder(join(RunFolder.open(config["run"]).folder, config["lease"]))
 
 
 def current_group() -> Group:

@@ -1,0 +1,95 @@
+"""How long `tltrain runs` takes in a storage of many runs: the first look, a later one, and one after changes.
+
+    python benchmarks/runs_index.py --runs 10000
+
+Each look is a process of its own, as a user starts it, with its lines written to a file; the start of Python counts.
+The runs are made in a temporary folder, and so is the index. Besides run.json each has a spec, a metrics file and a
+checkpoint's files, which a look must not go through. Prints one JSON object; the times are medians of several looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+OTHER_FILES = (
+    "spec.yaml",
+    "metrics.jsonl",
+    "lease.json",
+    "evaluation.json",
+    "checkpoints/10/COMMIT",
+    "model/model.json",
+)
+
+
+def make_runs(storage: Path, count: int) -> None:
+    """Write `count` finished runs."""
+    for number in range(count):
+        folder = storage / f"run-{number:05d}"
+        for name in OTHER_FILES:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        write_state(folder, number)
+
+
+def write_state(folder: Path, number: int) -> None:
+    """Write the run.json of a finished run."""
+    started_at = 1_700_000_000 + 60 * number
+    state = {
+        "format": 1,
+        "name": folder.name,
+        "state": "finished",
+        "started_at": started_at,
+        "finished_at": started_at + 50,
+        "best": {"epoch": 3, "step": 87, "top1": number % 1000 / 1000, "top5": 0.99, "loss": 0.31},
+        "evaluation": {"split": "test", "num_images": 500, "accuracy": 0.894, "loss": 0.3},
+        "versions": {"python": "3.11", "torch": "2.14"},
+    }
+    (folder / "run.json").write_text(json.dumps(state, indent=2))
+
+
+def look(storage: Path, cache: Path, *arguments: str) -> float:
+    """Run `tltrain runs` and return how many seconds it took."""
+    command = [sys.executable, "-m", "tltrain", "runs", str(storage), *arguments]
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    with (cache / "lines.txt").open("w") as lines:
+        began = time.perf_counter()
+        subprocess.run(command, env=environment, stdout=lines, check=True)
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--changed", type=int, default=100, help="runs that change before the last look")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tltrain-runs-") as folder:
+        storage, cache = Path(folder, "runs"), Path(folder, "cache")
+        cache.mkdir()
+        make_runs(storage, options.runs)
+        time.sleep(3)  # what was written just now would be read again
+        first_s = look(storage, cache)
+        later_s = statistics.median(look(storage, cache) for _ in range(options.repeats))
+        json_s = statistics.median(look(storage, cache, "--json") for _ in range(options.repeats))
+        for number in range(min(options.changed, options.runs)):
+            write_state(storage / f"run-{number:05d}", number + 1)
+        changed_s = look(storage, cache)
+        rebuild_s = look(storage, cache, "--rebuild")
+        listed = len((cache / "lines.txt").read_text().splitlines()) - 1
+    assert listed == options.runs, listed
+    times = {"first": first_s, "later": later_s, "json": json_s, "some_changed": changed_s, "rebuild": rebuild_s}
+    print(json.dumps({"runs": options.runs, "seconds": {name: round(value, 3) for name, value in times.items()}}))
+
+
+if __name__ == "__main__":
+    main()

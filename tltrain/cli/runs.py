@@ -1,0 +1,85 @@
+"""The verbs around runs in a storage: runs, compare, rm-run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from tltrain.cli.arguments import AsJson, RunFolderName
+from tltrain.errors import SpecError
+
+
+def add_verbs(app: typer.Typer) -> None:
+    """Add the verbs of this file to the program."""
+    app.command()(runs)
+    app.command()(compare)
+    app.command(name="rm-run")(remove)
+
+
+def runs(
+    storage: Annotated[
+        str | None, typer.Argument(metavar="STORAGE", help="Where runs stand; `runs` if left out.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read every run anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs in a storage, the newest first."""
+    from dataclasses import asdict
+
+    from tltrain.cli.run_tables import run_lines, width
+    from tltrain.jobs.runs import list_runs
+    from tltrain.spec.schema import Spec
+    from tltrain.storage import Folder
+
+    folder = Folder.open(storage or Spec.model_fields["storage"].default)
+    found = list_runs(folder, rebuild=rebuild)
+    if as_json:
+        print(json.dumps([asdict(run) for run in found], indent=2))
+    elif found:
+        print("\n".join(run_lines(found, width())))
+    else:
+        typer.echo(f"No runs in {folder}.", err=True)
+
+
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="The runs' folders.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show how runs differ, and their numbers, side by side."""
+    from dataclasses import asdict
+
+    from tltrain.cli.run_tables import comparison_lines, width
+    from tltrain.jobs.runs import compare as compare_runs
+    from tltrain.run_folder import RunFolder
+
+    if len(names) < 2:
+        raise SpecError("a single run cannot be compared", "Name two or more: tltrain compare RUN RUN")
+    comparison = compare_runs([RunFolder.open(name) for name in names])
+    print(json.dumps(asdict(comparison), indent=2) if as_json else "\n".join(comparison_lines(comparison, width())))
+
+
+def remove(
+    run: RunFolderName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+) -> None:
+    """Delete a run with all that is in it."""
+    from tltrain.jobs.runs import check_removable, remove_run
+    from tltrain.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+    check_removable(folder)
+    if not yes:
+        if not has_terminal():
+            raise SpecError("deleting a run cannot be undone, and there is no terminal to ask at", "Add --yes")
+        state = folder.state().get("state", "never started")
+        typer.confirm(f"Delete the run {folder.folder} ({state}) and everything in it?", abort=True, err=True)
+    remove_run(folder)
+    typer.echo(f"Deleted {folder.folder}", err=True)
+
+
+def has_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty()
