@@ -13,6 +13,7 @@ from tltrain.spec.yaml_text import printable
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9_.:%\[\]-]*")
+_QUANTITY = re.compile(r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)")
 _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
@@ -60,6 +61,13 @@ def check_claim(volumes: Mapping[str, str]) -> Mapping[str, str]:
         if not _CLAIM.fullmatch(claim):
             raise ValueError(f"{printable(claim)} is no name of a PersistentVolumeClaim")
     return volumes
+
+
+def check_quantity(text: str) -> str:
+    """An amount of memory in Kubernetes' words. Raises ValueError."""
+    if not _QUANTITY.fullmatch(text):
+        raise ValueError(f"{printable(text)} is no amount of memory. Write for example 16Gi")
+    return text
 
 
 def check_host(text: str) -> str:

@@ -15,6 +15,7 @@ from tltrain.errors import Problem, SpecError
 from tltrain.jobs.cluster_checks import (
     check_claim,
     check_host,
+    check_quantity,
     check_reference,
     check_url,
     check_variable,
@@ -28,6 +29,7 @@ from tltrain.spec.yaml_text import Document, dotted, parse_document, printable
 
 Reference: TypeAlias = Annotated[str, AfterValidator(check_reference)]
 Host: TypeAlias = Annotated[str, AfterValidator(check_host)]
+Quantity: TypeAlias = Annotated[str, AfterValidator(check_quantity)]
 Port: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
 Name: TypeAlias = Annotated[str, Field(pattern=NAME_PATTERN)]
 DASHBOARD_PORT = 8265
@@ -109,7 +111,7 @@ class HeadGroup(Section):
 
     cpus: Count = 2
     """CPU cores."""
-    memory: str = "8Gi"
+    memory: Quantity = "8Gi"
     """Memory, as Kubernetes writes it."""
 
 
@@ -124,9 +126,11 @@ class WorkerGroup(Section):
     """CPU cores of each."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """NVIDIA GPUs of each."""
-    memory: str
+    accelerator: str | None = None
+    """Kind of these GPUs as SkyPilot names it, such as L4 or A100-80GB; Kubernetes goes by `node_selector`."""
+    memory: Quantity
     """Memory of each, as Kubernetes writes it."""
-    shared_memory: str = "2Gi"
+    shared_memory: Quantity = "2Gi"
     """Size of /dev/shm, which loaders and NCCL use."""
     node_selector: dict[str, str] = Field(default={})
     """Labels of the nodes that the pods may run on."""
