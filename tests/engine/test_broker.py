@@ -130,9 +130,67 @@ def test_a_group_that_died_builds_its_lanes_anew() -> None:
     assert [added.trial for added in work.added] == ["t0"]
 
 
-def test_halving_ends_at_zero() -> None:
-    made = broker(*(ticket(f"t{i}") for i in range(4)), max_lanes=4)
-    assert [made.halve_lanes(), len(train(made).lanes), made.halve_lanes(), made.halve_lanes()] == [2, 2, 1, 0]
+def test_out_of_memory_halves_the_lanes_that_a_group_held_down_to_none() -> None:
+    made = broker(*(ticket(f"t{i}") for i in range(5)), max_lanes=1000)
+    limits = []
+    for _ in range(3):
+        made.take(0)
+        limits.append(made.halve_lanes())
+        made.restart(0)
+    assert limits == [2, 1, 0]
+
+
+def test_a_group_never_holds_more_lanes_than_its_limit_and_trains_all_of_them() -> None:
+    made = broker(*(ticket(f"t{i}") for i in range(5)), max_lanes=2)
+    held: set[str] = set()
+    trained = 0
+    while (work := made.take(0)) is not None:
+        held = (held - set(work.dropped)) | {added.trial for added in work.added}
+        assert len(held) <= 2
+        assert set(work.lanes) <= held
+        trained += len(work.lanes)
+        made.complete([{"lane": trial} for trial in work.lanes], {})
+    assert trained == 5 * 3
+
+
+def test_lanes_that_wait_for_their_trials_make_room_and_come_back_from_their_saved_states() -> None:
+    made = broker(ticket("t0"), ticket("t1"), run_ahead=1, max_lanes=1)
+    assert train(made).lanes == ("t0",)
+    parking = made.take(0)
+    assert parking is not None
+    assert (parking.task, parking.lanes, parking.epoch) == (Task.SAVE, ("t0",), 1)
+    made.complete_save({"t0": "t0/1"})
+    work = train(made)
+    assert (work.lanes, work.dropped) == (("t1",), ("t0",))
+    made.request("t0", 2)
+    made.take(0)  # t1 makes room
+    made.complete_save({"t1": "t1/1"})
+    back = train(made)
+    assert (back.lanes, back.epoch, back.added[0].start) == (("t0",), 1, "t0/1")
+
+
+def test_lanes_that_found_no_memory_wait_until_others_have_ended() -> None:
+    made = broker(*(ticket(f"t{i}", epochs=1) for i in range(3)))
+    work = made.take(0)
+    assert work is not None
+    made.refuse(["t1", "t2"], limit=1)
+    made.complete([{"lane": "t0"}], {})
+    assert [train(made).lanes, train(made).lanes, made.take(0)] == [("t1",), ("t2",), None]
+
+
+def test_lanes_at_different_epochs_are_saved_one_epoch_at_a_time() -> None:
+    made = broker(ticket("t0"))
+    train(made)
+    made.register(ticket("t1"))
+    for trial in ("t0", "t1"):
+        made.request_save(trial)
+    saved = {}
+    for _ in range(2):
+        work = made.take(0)
+        assert work is not None
+        saved |= dict.fromkeys(work.lanes, work.epoch)
+        made.complete_save({trial: f"{trial}/{work.epoch}" for trial in work.lanes})
+    assert saved == {"t0": 1, "t1": 0}
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,12 +14,15 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_spec, write_digits
 
+from tltrain.data.decode import decode
+from tltrain.data.loader import Batch
 from tltrain.data.splits import load_splits
 from tltrain.errors import DataError, DivergedError
 from tltrain.models.zoo import load_trained
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
+from tltrain.train.lane import Lane
 from tltrain.train.session import Session, fine_tune
 from tltrain.train.workbench import class_weights, fingerprint
 
@@ -62,6 +65,29 @@ def test_the_readmes_lines_load_the_model_in_plain_torchvision(tmp_path: Path, p
     images = torch.rand(4, 3, 32, 32)
     expected = load_trained(run.uri).module(images)
     assert torch.equal(names["model"].eval()(images), expected)
+
+
+@pytest.mark.parametrize("budget_gb", [0, 1])
+def test_views_are_taken_in_turn_and_decoded_once_where_their_taps_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget_gb: float
+) -> None:
+    decoded: list[str] = []
+    monkeypatch.setattr("tltrain.data.loader.decode", lambda data, name: decoded.append(name) or decode(data, name))
+    tapped: dict[int, list[torch.Tensor]] = {}
+
+    def accumulate(lane: Lane, tap: torch.Tensor, batch: Batch, **options: Any) -> None:
+        tapped.setdefault(batch.epoch, []).append(tap[batch.ids.argsort()].clone())
+        original(lane, tap, batch, **options)
+
+    original = Lane.accumulate
+    monkeypatch.setattr(Lane, "accumulate", accumulate)
+    common = {"train.batch_size": 96, "data.val": None, "data.test": None, "data.augment": "basic"}
+    train(tiny_spec(tmp_path, {**common, "train.epochs": 4, "cache.views": 2, "cache.budget_gb": budget_gb}))
+    views = [torch.cat(tapped[epoch]) for epoch in range(4)]
+    assert torch.equal(views[0], views[2])
+    assert torch.equal(views[1], views[3])
+    assert not torch.equal(views[0], views[1])
+    assert len(decoded) == 96 * (2 if budget_gb else 4)
 
 
 @pytest.mark.parametrize("freeze_depth", [1, 3, "all"])

@@ -82,8 +82,12 @@ def _rebuild(images: Tensor, small: list[np.ndarray], epoch: int, step: int, cou
 
 @dataclass(frozen=True, eq=False)
 class _Request:
-    """What a loader process is asked for: positions int64 [b], weights float32 [b], kept bool [b]."""
+    """What a loader process is asked for: positions int64 [b], weights float32 [b], kept bool [b].
 
+    view: which of an image's random views, the epoch where each has its own.
+    """
+
+    view: int
     epoch: int
     step: int
     count: int
@@ -118,9 +122,9 @@ class _Reader(Dataset[Any]):
         images: list[Tensor] = []
         for i, position in enumerate(request.positions.tolist()):
             if self._mixing:
-                image, partners[i], shares[i] = self._mixed(self._mixing, position, request.epoch)
+                image, partners[i], shares[i] = self._mixed(self._mixing, position, request.view)
             else:
-                image = self._image(position, request.epoch, request.kept is not None and bool(request.kept[i]))
+                image = self._image(position, request.view, request.kept is not None and bool(request.kept[i]))
             images.append(image)
         labels = self._split.labels
         return Batch(
@@ -135,24 +139,24 @@ class _Reader(Dataset[Any]):
             request.count,
         )
 
-    def _image(self, position: int, epoch: int, is_kept: bool = False) -> Tensor:
-        """Return uint8 [3, H, W], drawn from a generator that only (seed, position, epoch) decide."""
+    def _image(self, position: int, view: int, is_kept: bool = False) -> Tensor:
+        """Return uint8 [3, H, W], drawn from a generator that only (seed, position, view) decide."""
         if self._kept is not None and is_kept:
             return self._kept[position]
         image = decode(self._split.read(position), self._split.identity(position))
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would reseed GPUs too, which fork_rng(devices=[]) does not put back.
-            torch.default_generator.manual_seed(sample_seed(self._seed, position, epoch, _AUGMENT))
+            torch.default_generator.manual_seed(sample_seed(self._seed, position, view, _AUGMENT))
             result = self._transform(image)
         if self._kept is not None:
             self._kept[position] = result
         return result
 
-    def _mixed(self, mixing: Mixing, position: int, epoch: int) -> tuple[Tensor, int, float]:
+    def _mixed(self, mixing: Mixing, position: int, view: int) -> tuple[Tensor, int, float]:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(sample_seed(self._seed, position, epoch, _MIX))
+            torch.default_generator.manual_seed(sample_seed(self._seed, position, view, _MIX))
             how = draw(mixing, position, len(self._split))
-        image, share = mix(self._image(position, epoch), self._image(how.partner, epoch), how)
+        image, share = mix(self._image(position, view), self._image(how.partner, view), how)
         return image, how.partner, share
 
 
@@ -171,13 +175,15 @@ def train_batches(
     num_workers: int,
     pin_memory: bool,
     decoded: DecodedImages | None = None,
+    views: int | None = None,
 ) -> Iterator[Batch]:
     """Yield this rank's batches from (start_epoch, start_step) to the end of epoch num_epochs - 1.
 
     batch_size: images per step over all ranks. One set of loader processes serves all epochs, and reads ahead
     over their ends. What a sample looks like depends on (seed, position, epoch) alone. torch's global
-    generator is not drawn from. decoded: images kept over the epochs, for data without augmentation. Raises
-    DataError for a bad image.
+    generator is not drawn from. decoded: images kept over the epochs, for data without augmentation. views: the
+    number of random looks of an image, which epochs take in turn; None for a new one in each. Raises DataError for
+    a bad image.
     """
     assert decoded is None or is_deterministic(data), "augmented images cannot be kept"
     n = len(split)
@@ -188,7 +194,8 @@ def train_batches(
             order = global_order(n, seed, epoch)
             for step in range(first_step, steps_per_epoch(n, batch_size)):
                 positions, weights = rank_positions(order, step, batch_size, rank, world_size)
-                yield _Request(epoch, step, min(batch_size, n - step * batch_size), positions, weights)
+                view = epoch if views is None else epoch % views
+                yield _Request(view, epoch, step, min(batch_size, n - step * batch_size), positions, weights)
             first_step = 0
 
     kept = decoded.images if decoded else None
@@ -220,10 +227,25 @@ def eval_batches(
             positions = eval_positions(n, step, batch_size, rank, world_size)
             if len(positions):
                 weights = np.ones(len(positions), dtype=np.float32)
-                yield _Request(0, step, min(per_step, n - step * per_step), positions, weights)
+                yield _Request(0, 0, step, min(per_step, n - step * per_step), positions, weights)
 
     reader = _Reader(split, evaluation_transform(p), 0, None, decoded.images if decoded else None)
     return _batches(reader, requests(), split, decoded, 0, num_workers, pin_memory)
+
+
+def position_batches(
+    split: Split,
+    p: Preprocessing,
+    positions: Iterable[np.ndarray],
+    *,
+    num_workers: int,
+    pin_memory: bool,
+    decoded: DecodedImages | None = None,
+) -> Iterator[Batch]:
+    """Yield a batch for each array of `positions`, int64 [b], as an evaluation would see these images."""
+    requests = (_Request(0, 0, 0, len(part), part, np.ones(len(part), dtype=np.float32)) for part in positions)
+    reader = _Reader(split, evaluation_transform(p), 0, None, decoded.images if decoded else None)
+    return _batches(reader, requests, split, decoded, 0, num_workers, pin_memory)
 
 
 def _batches(

@@ -91,6 +91,8 @@ class _Lane:
     error: str = ""
     is_built: bool = False
     wants_save: bool = False
+    is_parking: bool = False
+    """Its state is being saved so that its group may forget it for now."""
     saved_as: str | None = None
 
     @property
@@ -185,8 +187,12 @@ class Broker:
         lane = self._lanes[trial]
         if lane.state not in ENDED:
             lane.state = State.DROPPED
+        self._forget(lane)
+
+    def _forget(self, lane: _Lane) -> None:
+        """Let the lane's group forget it."""
         if lane.is_built:
-            self._to_drop[lane.group].append(trial)
+            self._to_drop[lane.group].append(lane.ticket.trial)
             lane.is_built = False
 
     def close(self) -> None:
@@ -213,31 +219,65 @@ class Broker:
         mine = [lane for lane in self._lanes.values() if lane.group == group]
         to_save = [lane for lane in mine if lane.wants_save and lane.state is State.WAITING and lane.is_abreast]
         if to_save:
-            return self._begin(Task.SAVE, group, to_save)
+            return self._begin(Task.SAVE, group, self._at_one_epoch(to_save))
         ready = [lane for lane in mine if lane.is_ready]
         if ready:
-            return self._begin(Task.TRAIN, group, self._together(ready))
+            room = self.max_lanes - sum(lane.is_built for lane in mine)
+            lanes = self._together(ready, room)
+            return self._begin(Task.TRAIN, group, lanes) if lanes else self._park(group, mine, len(ready))
         if self._to_finish is not None and group == 0:
-            return Work(Task.FINISH, (self._to_finish.trial,), added=(self._to_finish,))
+            ticket, dropped = self._to_finish, self._take_dropped(group)
+            return Work(Task.FINISH, (ticket.trial,), added=(ticket,), dropped=dropped)
         if (self.is_closing or self._is_isolated) and all(lane.state in ENDED for lane in mine):
             return Work(Task.STOP)
         return None
 
-    def _together(self, ready: list[_Lane]) -> list[_Lane]:
-        """Return the largest set of lanes at the same epoch of the same batches; the earliest epoch breaks ties."""
+    def _together(self, ready: list[_Lane], room: int) -> list[_Lane]:
+        """Return the largest set of lanes at the same epoch of the same batches; the earliest epoch breaks ties.
+
+        Built lanes come first, and of the others at most `room`. Empty where there is no room and none is built.
+        """
         sets: dict[tuple[str, int], list[_Lane]] = defaultdict(list)
         for lane in ready:
             sets[lane.ticket.cohort, lane.epoch].append(lane)
-        key = min(sets, key=lambda key: (-len(sets[key]), key[1], key[0]))
-        return sets[key][: self.max_lanes]
+        for key, lanes in sets.items():
+            new = [lane for lane in lanes if not lane.is_built][: max(0, room)]
+            sets[key] = [lane for lane in lanes if lane.is_built or lane in new][: self.max_lanes]
+        return sets[min(sets, key=lambda key: (-len(sets[key]), key[1], key[0]))]
+
+    def _at_one_epoch(self, lanes: list[_Lane]) -> list[_Lane]:
+        return [lane for lane in lanes if lane.epoch == lanes[0].epoch]
+
+    def _park(self, group: int, mine: list[_Lane], needed: int) -> Work | None:
+        """Have lanes that wait for their trials saved and forgotten, to make room; None where none waits."""
+        idle = [lane for lane in mine if lane.is_built and lane.state is State.WAITING and not lane.is_ready]
+        if not idle:
+            return None
+        parked = self._at_one_epoch(idle)[:needed]
+        for lane in parked:
+            lane.is_parking = True
+        return self._begin(Task.SAVE, group, parked)
 
     def _begin(self, task: Task, group: int, lanes: list[_Lane]) -> Work:
         added = tuple(lane.ticket for lane in lanes if not lane.is_built)
         for lane in lanes:
             lane.state = State.TRAINING if task is Task.TRAIN else State.SAVING
             lane.is_built = True
+        trials = tuple(lane.ticket.trial for lane in lanes)
+        return Work(task, trials, lanes[0].epoch, added, self._take_dropped(group))
+
+    def _take_dropped(self, group: int) -> tuple[str, ...]:
+        """Return the lanes that `group` may forget and has not been told of yet."""
         dropped, self._to_drop[group] = tuple(self._to_drop[group]), []
-        return Work(task, tuple(lane.ticket.trial for lane in lanes), lanes[0].epoch, added, dropped)
+        return dropped
+
+    def refuse(self, trials: Iterable[str], limit: int) -> None:
+        """A group has no memory for more than `limit` lanes: it has not built those of `trials`, which wait again."""
+        self.max_lanes = max(1, min(self.max_lanes, limit))
+        for trial in trials:
+            lane = self._lanes[trial]
+            if lane.is_built and lane.state in (State.TRAINING, State.SAVING):
+                lane.is_built, lane.state = False, State.WAITING
 
     def complete(self, rows: Iterable[Mapping[str, Any]], errors: Mapping[str, str]) -> None:
         """A group has trained an epoch: `rows` of the lanes that went well, `errors` of those that failed."""
@@ -249,6 +289,8 @@ class Broker:
             lane.rows[lane.epoch] = dict(row)
             ends = lane.epoch >= lane.ticket.epochs or bool(row.get("is_stopped"))
             lane.state = State.FINISHED if ends else State.WAITING
+            if ends:
+                self._forget(lane)
         for trial, error in errors.items():
             lane = self._lanes[trial]
             if lane.state is State.TRAINING:
@@ -263,10 +305,14 @@ class Broker:
                 lane.ticket = dataclasses.replace(lane.ticket, start=name, start_epoch=lane.epoch)
             if lane.state is State.SAVING:
                 lane.state = State.WAITING
+            if lane.is_parking and lane.state is State.WAITING:
+                lane.is_parking = False
+                self._forget(lane)
 
     def halve_lanes(self) -> int:
-        """A group ran out of memory: fewer lanes at a time from now on. Returns how many; 0 where one was too many."""
-        self.max_lanes //= 2
+        """A group ran out of memory: half of the lanes it held from now on. Returns how many; 0 where it held one."""
+        held = Counter(lane.group for lane in self._lanes.values() if lane.is_built)
+        self.max_lanes = min(self.max_lanes, max(held.values(), default=0)) // 2
         return self.max_lanes
 
     def standings(self) -> dict[str, Standing]:

@@ -209,6 +209,12 @@ class BrokerActor:
             self._broker.restart(group)
             self._changed.notify_all()
 
+    async def refuse(self, trials: Sequence[str], limit: int) -> None:
+        """A group has no memory for more than `limit` lanes; it has not built those of `trials`."""
+        async with self._changed:
+            self._broker.refuse(trials, limit)
+            self._changed.notify_all()
+
     async def halve_lanes(self) -> int:
         """A group ran out of memory: fewer lanes at a time from now on. Returns how many; 0 where one was too many."""
         return self._broker.halve_lanes()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
-from tltrain.engine.broker import Task, Work
+from tltrain.engine.broker import Task, Ticket, Work
 from tltrain.engine.worker import current_group, open_run
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial, apply
 from tltrain.train.distributed import Group
 from tltrain.train.lane_group import LaneGroup
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 """How often ranks that wait for work hear from the first, so that no collective times out."""
@@ -35,7 +39,13 @@ class _LaneWorker:
         self._spec = Spec.model_validate_json(config["spec"])
         self._broker, self._index, self._group = config["broker"], config["group"], group
         self._lanes = LaneGroup(
-            self._spec, open_run(config), group, index=self._index, passes=config["passes"]
+            self._spec,
+            open_run(config),
+            group,
+            index=self._index,
+            passes=config["passes"],
+            likely=[apply(self._spec, Trial("", values)) for values in config["likely"]],
+            attempt=config["attempt"],
         )
         self._saved_at = time.monotonic()
 
@@ -59,23 +69,36 @@ class _LaneWorker:
                 return work
 
     def _do(self, work: Work) -> None:
+        for trial in work.dropped:
+            self._lanes.drop(trial)
         if work.task is Task.FINISH:
             self._finish(work)
             return
-        for trial in work.dropped:
-            self._lanes.drop(trial)
-        for ticket in work.added:
-            self._lanes.add(ticket.trial, apply(self._spec, Trial(ticket.trial, ticket.values)), ticket.start)
+        refused = self._build(work.added)
+        lanes = [trial for trial in work.lanes if trial not in refused]
         if work.task is Task.SAVE:
-            self._tell("complete_save", self._lanes.save(work.lanes, work.epoch))
+            self._tell("complete_save", self._lanes.save(lanes, work.epoch))
         else:
-            self._train(work)
+            self._train(lanes, work.epoch)
 
-    def _train(self, work: Work) -> None:
-        rows, errors = self._lanes.train_epoch(work.lanes, work.epoch)
+    def _build(self, tickets: Sequence[Ticket]) -> list[str]:
+        """Build lanes as long as there is memory for them; return the others, which the broker holds back."""
+        for index, ticket in enumerate(tickets):
+            if not self._lanes.has_room():
+                limit, refused = self._lanes.num_lanes(), [ticket.trial for ticket in tickets[index:]]
+                logger.info("memory for %d lanes at a time; %d more wait", limit, len(refused))
+                self._tell("refuse", refused, limit)
+                return refused
+            self._lanes.add(ticket.trial, apply(self._spec, Trial(ticket.trial, ticket.values)), ticket.start)
+        return []
+
+    def _train(self, lanes: list[str], epoch: int) -> None:
+        if not lanes:
+            return
+        rows, errors = self._lanes.train_epoch(lanes, epoch)
         if self._group.broadcast(time.monotonic() - self._saved_at > SAVE_INTERVAL_S):
             going_on = [row["lane"] for row in rows if not row["is_stopped"]]
-            names = self._lanes.save(going_on, work.epoch + 1)
+            names = self._lanes.save(going_on, epoch + 1)
             self._tell("complete", rows, errors)
             self._tell("complete_save", names)
             self._saved_at = time.monotonic()

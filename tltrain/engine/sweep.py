@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import json
 import logging
 import math
 import statistics
@@ -21,6 +22,7 @@ from tltrain.engine.cluster import connected, live_nodes, wait_for_room
 from tltrain.engine.fit import RAY_FOLDER, build_trainer, retry_or_raise, unwrap
 from tltrain.engine.lane_worker import WINNER, lane_worker
 from tltrain.engine.plan import Request, capacity
+from tltrain.engine.preflight import preflight
 from tltrain.engine.retry import Cause, classify
 from tltrain.engine.schedulers import run_ahead
 from tltrain.engine.sweep_record import SweepRecord
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 ALL_LANES = 100_000
 SECOND_PASSES = 2
 """Guess of how often the same images are gone through again by lanes that start later."""
+MAX_LIKELY = 64
+"""Sets of values for whose lanes taps are computed beforehand."""
 STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
 
@@ -54,6 +58,7 @@ def sweep(spec: Spec, run: RunFolder, shares: Mapping[str, float], *, poll: Poll
     record = prepare_trials(spec, run)
     with connected():
         request = wait_for_room(spec.resources)
+        preflight(spec, run, request)
         num_groups = count_groups(request, len(record.trials) or spec.sweep.num_trials or 1)
         run.update(workers=num_groups * request.max_workers, groups=num_groups)
         driver = _Driver(spec, run, record, request, num_groups, shares, poll)
@@ -83,6 +88,12 @@ def make_ticket(spec: Spec, shares: Mapping[str, float], trial: str, values: dic
     """Return the ticket of a lane that starts from the pretrained network."""
     own = apply(spec, Trial(trial, values))
     return Ticket(trial, values, cohort_key(own), own.train.epochs, cost=lane_cost(own.model.freeze_depth, shares))
+
+
+def distinct_in_frozen_part(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Return the values of `trials` without the optimiser's, each once: lanes that differ in these alone share taps."""
+    others = ({k: v for k, v in trial.values.items() if not k.startswith("optim.")} for trial in trials)
+    return list({json.dumps(values, sort_keys=True): values for values in others}.values())[:MAX_LIKELY]
 
 
 def lane_cost(freeze_depth: int | str, shares: Mapping[str, float]) -> float:
@@ -121,6 +132,8 @@ class _Driver:
             is_isolated=is_isolated,
         )
         self._run_worker = self._run_claimed if is_isolated else self._run_group
+        self._likely = distinct_in_frozen_part(record.unfinished())
+        self._attempt = str(time.time_ns())
         self._seen = 0
         self._groups: list[concurrent.futures.Future[Any]] = []
 
@@ -163,6 +176,8 @@ class _Driver:
                 "broker": self._broker,
                 "group": index,
                 "passes": SECOND_PASSES * self._spec.train.epochs,
+                "likely": self._likely if self._num_groups > 1 else [],
+                "attempt": self._attempt,
                 "lease": begin_workers(self._run.folder, str(index)),
             }
             name = f"group-{index}-{failures}-{time.time_ns()}"
@@ -283,12 +298,12 @@ class _Driver:
     def _finish(self, winner: Mapping[str, Any]) -> dict[str, Any]:
         """Train the winner once more, now as a run of its own that opens the test set, and return its summary."""
         trial = Trial(winner["trial"], winner["values"])
+        self._record.write()
+        self._record.write_table()
         summary = begin_winner(self._spec, self._run, trial)
         if summary is None:
             summary = self._train_winner(trial)
             end_winner(self._run, summary)
-        self._record.write()
-        self._record.write_table()
         return {"winner": winner["trial"], "winner_values": winner["values"], "winner_run": WINNER, **summary}
 
     def _train_winner(self, trial: Trial) -> dict[str, Any]:

@@ -68,6 +68,13 @@ def _factory_is_allowed(spec: Spec) -> Iterator[Problem]:
         yield Problem("the spec names Python code to run", action, key="model.factory")
 
 
+@_reads("cache.views", "data.mixup", "data.cutmix")
+def _views_are_not_mixed(spec: Spec) -> Iterator[Problem]:
+    if spec.cache.views is not None and (spec.data.mixup or spec.data.cutmix):
+        action = "Set data.mixup and data.cutmix to 0, or leave cache.views out"
+        yield Problem("images that are mixed with others have no views of their own", action, key="cache.views")
+
+
 @_reads("model.freeze_depth", "train.unfreeze")
 def _depths_are_no_quoted_numbers(spec: Spec) -> Iterator[Problem]:
     depths = {"model.freeze_depth": spec.model.freeze_depth}

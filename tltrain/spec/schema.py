@@ -298,6 +298,9 @@ class CacheSpec(Section):
     """Most gigabytes (10^9 bytes) that each node keeps; 0 keeps nothing."""
     dir: str | None = None
     """Folder for memory-mapped files, which later sweeps use again; null keeps it in memory."""
+    views: Count | None = None
+    """With `data.augment`: how many random views of each image there are, taken in turn by the epochs; null draws anew
+    in every epoch, so that nothing can be kept."""
 
 
 class Spec(Section):

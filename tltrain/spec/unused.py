@@ -62,6 +62,7 @@ RULES = (
     _Rule("data.label_column", _no_tables, "no source is a table"),
     _Rule("data.root", _no_torchvision, "no source is torchvision:NAME"),
     _Rule("data.download", _no_torchvision, "no source is torchvision:NAME"),
+    _Rule("cache.views", lambda s: s.data.augment == "none", "data.augment is none: an image has one view"),
     _Rule("cache.dir", lambda s: s.cache.budget_gb == 0, "cache.budget_gb is 0"),
     _Rule(
         "sweep.grace_epochs",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from tltrain.train.activations import ActivationStore, TapKey
@@ -24,9 +26,9 @@ class _Probe:
     """What the first batches told about one cut."""
 
     layout: Layout
-    bytes_per_image: int
-    seconds: list[float]
-    images: int = 0
+    seconds: list[float] = field(default_factory=list)
+    taps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Positions and taps of these batches, to be kept too."""
 
 
 class KeptTaps:
@@ -45,7 +47,7 @@ class KeptTaps:
         make_key: Callable[[str, int, Layout], TapKey],
         stage_names: Sequence[str],
     ) -> None:
-        self._split, self._num_images, self._passes = split, num_images, passes
+        self.split, self._num_images, self._passes = split, num_images, passes
         self._store, self._tiers, self._make_key, self._stage_names = store, tiers, make_key, stage_names
         self._arrays: dict[int, TapArray] = {}
         self._decided: set[int] = set()
@@ -60,39 +62,60 @@ class KeptTaps:
         if depth == 0:
             return
         if depth in self._arrays:
-            self._arrays[depth].write(ids, tap)
-            if self._arrays[depth].is_complete():
-                self._arrays[depth].commit()
+            self._write(self._arrays[depth], ids, tap)
         elif depth not in self._decided:
-            self._learn(depth, tap, len(ids), seconds)
+            self._learn(depth, tap, ids, seconds)
 
-    def _learn(self, depth: int, tap: Tensor, count: int, seconds: float) -> None:
-        probe = self._probes.get(depth)
-        if probe is None:
-            layout = Layout.of(tap)
-            probe = self._probes[depth] = _Probe(layout, layout.row_bytes, [])
-        probe.seconds.append(seconds / count)
-        if len(probe.seconds) >= min(PROBED_BATCHES, -(-self._num_images // count)):
+    def _learn(self, depth: int, tap: Tensor, ids: Tensor, seconds: float) -> None:
+        probe = self._probes.setdefault(depth, _Probe(Layout.of(tap)))
+        probe.seconds.append(seconds / len(ids))
+        probe.taps.append((ids, tap.clone()))
+        if len(probe.seconds) >= min(PROBED_BATCHES, -(-self._num_images // len(ids))):
             self._decide()
 
     def _decide(self) -> None:
         depths = sorted(set(self._probes) - self._decided)
         cuts = tuple(self._cut(depth) for depth in depths)
-        demand = Demand(self._split, self._num_images, cuts, (Passes(frozenset(depths), self._passes),))
+        demand = Demand(self.split, self._num_images, cuts, (Passes(frozenset(depths), self._passes),))
         decision = decide([demand], self._tiers())
         for line in describe(decision):
             logger.info("%s", line)
         self._decided.update(depths)
-        for depth in decision.kept(self._split):
-            layout = self._probes[depth].layout
-            array = self._store.open(self._make_key(self._split, depth, layout), self._num_images, layout)
-            if array is not None:
-                self._arrays[depth] = array
+        for depth in depths:
+            probe = self._probes.pop(depth)
+            if depth in decision.kept(self.split):
+                self._open(depth, probe)
+
+    def _open(self, depth: int, probe: _Probe) -> None:
+        key = self._make_key(self.split, depth, probe.layout)
+        array = self._store.open(key, self._num_images, probe.layout)
+        if array is not None:
+            self._arrays[depth] = array
+            for ids, tap in probe.taps:
+                self._write(array, ids, tap)
+
+    def _write(self, array: TapArray, ids: Tensor, tap: Tensor) -> None:
+        array.write(ids, tap)
+        if array.is_complete():
+            array.commit()
 
     def _cut(self, depth: int) -> Cut:
         probe = self._probes[depth]
         measured = probe.seconds[1:] or probe.seconds
-        return Cut(self._stage_names[depth - 1], depth, probe.bytes_per_image, sum(measured) / len(measured))
+        return Cut(self._stage_names[depth - 1], depth, probe.layout.row_bytes, sum(measured) / len(measured))
+
+    def has(self, depths: Collection[int], positions: np.ndarray) -> bool:
+        """Whether the taps at `depths` of the images at `positions`, int64 [b], can be read."""
+        ids = torch.from_numpy(positions)
+        return all(depth in self._arrays and self._arrays[depth].has(ids) for depth in depths)
+
+    def is_complete(self) -> bool:
+        """Whether all taps at the cuts that are kept can be read."""
+        return all(array.is_complete() for array in self._arrays.values())
+
+    def num_filled(self) -> int:
+        """Return how many taps are kept by now, whoever computed them."""
+        return sum(array.num_filled for array in self._arrays.values())
 
     def close(self) -> None:
         """End the use of all arrays."""

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tltrain.data.loader import Batch
 from tltrain.errors import DivergedError
+from tltrain.models.depthwise import use_fast_depthwise
 from tltrain.models.stages import StagedNetwork
 from tltrain.models.zoo import initialise_head
 from tltrain.spec.schema import Spec
@@ -40,6 +41,15 @@ class Clock:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.steps_per_epoch * self.epochs
+
+
+def freeze_depth_at(spec: Spec, epoch: int) -> int | str:
+    """Return the spec's freeze depth in `epoch` (0-based)."""
+    depth = spec.model.freeze_depth
+    for phase in spec.train.unfreeze_phases:
+        if phase.at_epoch <= epoch:
+            depth = phase.freeze_depth
+    return depth
 
 
 def autocast(spec: Spec, device: torch.device) -> torch.autocast:
@@ -95,6 +105,7 @@ class Lane:
         suffix = self._network.suffix(depth)
         if self._draws_head:
             initialise_head(suffix, self._network.head_name, self.spec.seed)
+        use_fast_depthwise(suffix)
         self.suffix = place(suffix, self.spec, device)
         groups = optim.parameter_groups(
             self.suffix,
@@ -110,11 +121,7 @@ class Lane:
 
     def depth_at(self, epoch: int) -> int:
         """Return how many stages are frozen in `epoch` (0-based)."""
-        depth = self.spec.model.freeze_depth
-        for phase in self.spec.train.unfreeze_phases:
-            if phase.at_epoch <= epoch:
-                depth = phase.freeze_depth
-        return self._network.resolve_depth(depth)
+        return self._network.resolve_depth(freeze_depth_at(self.spec, epoch))
 
     def begin_epoch(self, epoch: int) -> None:
         """Unfreeze what the spec unfreezes at `epoch`; trained weights and optimiser state go on."""

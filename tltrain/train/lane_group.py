@@ -13,9 +13,11 @@ from tltrain.spec.schema import Spec
 from tltrain.spec.space import cohort_key
 from tltrain.train.checkpoint import Checkpoints
 from tltrain.train.distributed import Group
+from tltrain.train.filling import fill
 from tltrain.train.lane import Lane
+from tltrain.train.memory import has_room
 from tltrain.train.session import configure_torch, fine_tune
-from tltrain.train.workbench import Workbench, open_store
+from tltrain.train.workbench import Workbench, open_folder, open_store
 
 LANE = "lane"
 KEPT_STATES = 3
@@ -31,13 +33,27 @@ class _Member:
 class LaneGroup:
     """Lanes on one group of processes; every rank holds one and calls the same methods in the same order.
 
-    passes: how often the training images will be gone through, at a guess.
+    passes: how often the training images will be gone through, at a guess. likely: specs of lanes that this group or
+    others beside it will have; where it is given, the groups of a node compute the taps of these together. attempt: a
+    text that the groups of one attempt at the sweep have in common.
     """
 
-    def __init__(self, spec: Spec, run: RunFolder, group: Group, *, index: int, passes: int) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        run: RunFolder,
+        group: Group,
+        *,
+        index: int,
+        passes: int,
+        likely: Sequence[Spec] = (),
+        attempt: str = "",
+    ) -> None:
         configure_torch(spec)
         self._spec, self._run, self._group, self._index, self._passes = spec, run, group, index, passes
-        self._store = open_store(spec, group) if group.local_world_size == 1 or spec.cache.dir else None
+        self._likely, self._attempt = likely, attempt
+        self._folder = open_folder(spec, run, group, is_shared=bool(likely))
+        self._store = open_store(spec, group, self._folder)
         self._benches: dict[str, Workbench] = {}
         self._members: dict[str, _Member] = {}
 
@@ -49,13 +65,32 @@ class LaneGroup:
             lane.load_state(self._load(start))
         self._members[trial] = _Member(lane, bench)
 
+    def has_room(self) -> bool:
+        """Whether the memory of every rank has room for another lane like the one that was built last."""
+        if not self._members:
+            return True
+        newest = next(reversed(self._members.values())).lane
+        processes = self._group.local_world_size if self._group.device.type == "cpu" else 1
+        return not self._group.maximum(int(not has_room(newest, processes)))
+
+    def num_lanes(self) -> int:
+        """Return how many lanes there are."""
+        return len(self._members)
+
     def _bench(self, spec: Spec) -> Workbench:
         """Return the workbench of a spec; lanes that differ in what lanes may differ in share one."""
         key = bench_key(spec)
         if key not in self._benches:
             folder = RunFolder(self._run.folder.child("groups", f"{self._index}-{key}"))
             self._benches[key] = Workbench(spec, folder, self._group, passes=self._passes, store=self._store)
+            self._fill(key)
         return self._benches[key]
+
+    def _fill(self, key: str) -> None:
+        bench, alike = self._benches[key], [spec for spec in self._likely if bench_key(spec) == key]
+        if self._folder is not None and alike:
+            depths = {bench.depth_of(spec) for spec in alike}
+            fill(bench, depths, self._folder, f"{self._attempt} {key}")
 
     def _load(self, start: str) -> Any:
         trial, epoch = start.rsplit("/", 1)
@@ -80,7 +115,7 @@ class LaneGroup:
         depths = {lane.depth_at(epoch) for lane in lanes}
         longest = max(lane.clock.epochs for lane in lanes)
         batches = bench.epoch_batches(epoch, 0, depths, num_epochs=longest, seed=lanes[0].spec.seed)
-        bench.cohort.train_epoch(lanes, epoch, batches, bench.kept, lambda _: None)
+        bench.cohort.train_epoch(lanes, epoch, batches, bench.kept_in(epoch, lanes[0].spec.seed), lambda _: None)
         errors = self._diverged(lanes)
         healthy = [lane for lane in lanes if lane.name not in errors]
         rows = bench.cohort.end_epoch(healthy, epoch, bench.validation) if healthy else []
@@ -120,6 +155,8 @@ class LaneGroup:
         """End the use of everything that is kept."""
         for bench in self._benches.values():
             bench.close()
+        if self._folder is not None:
+            self._folder.close()
 
 
 def newest_state(run: RunFolder, trial: str) -> tuple[str, int] | None:

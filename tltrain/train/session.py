@@ -13,6 +13,7 @@ from tltrain.errors import DataError
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.activations import ActivationStore
+from tltrain.train.allocator import keep_freed_memory
 from tltrain.train.checkpoint import Checkpoint, Checkpoints
 from tltrain.train.distributed import Group
 from tltrain.train.finish import finish_lane
@@ -48,7 +49,8 @@ def fine_tune(
 
 
 def configure_torch(spec: Spec) -> None:
-    """Set torch's switches for reproducible arithmetic."""
+    """Set torch's switches for reproducible arithmetic, and the C library's for speed."""
+    keep_freed_memory()
     if spec.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it before it sums in a fixed order
     torch.backends.cudnn.benchmark = not spec.train.deterministic
@@ -121,7 +123,7 @@ class Session:
     def _train_epoch(self, epoch: int, step: int) -> None:
         bench, lanes = self.bench, [self.lane]
         batches = bench.epoch_batches(epoch, step, {self.lane.depth_at(epoch)}, num_epochs=self.clock.epochs)
-        bench.cohort.train_epoch(lanes, epoch, batches, bench.kept, self._save)
+        bench.cohort.train_epoch(lanes, epoch, batches, bench.kept_in(epoch), self._save)
         self.lane.check_finite()
         rows = bench.cohort.end_epoch(lanes, epoch, bench.validation)
         if self.group.is_first:

@@ -47,6 +47,11 @@ class TapArray:
         """Bytes of all taps."""
         return self.num_images * self.layout.row_bytes
 
+    @property
+    def num_filled(self) -> int:
+        """How many taps there are."""
+        return int(np.count_nonzero(self._good))
+
     def has(self, ids: Tensor) -> bool:
         """Return whether the taps of all `ids` can be read."""
         return bool(self._good[ids.cpu().numpy()].all())

@@ -55,7 +55,7 @@ class Taps:
         self, network: StagedNetwork, preprocessing: Preprocessing, spec: Spec, group: Group, batch_size: int
     ) -> None:
         self._network, self._preprocessing, self._spec, self._group = network, preprocessing, spec, group
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._segments: dict[tuple[int, int], nn.Module] = {}
         self.seconds = 0.0
 
@@ -77,7 +77,7 @@ class Taps:
 
     def _padded(self, values: Tensor) -> Tensor:
         """Return `values` [b, ...] with the first repeated up to the batch size."""
-        missing = self._batch_size - len(values)
+        missing = self.batch_size - len(values)
         return values if missing <= 0 else torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
 
     def _computed(self, batch: Batch, taps: dict[int, Tensor], source: int, depth: int, kept: Kept) -> Tensor:

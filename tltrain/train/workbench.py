@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,8 @@ from tltrain.train.cohort import Cohort, Validation
 from tltrain.train.distributed import Group
 from tltrain.train.keeping import Tier
 from tltrain.train.kept import KeptTaps
-from tltrain.train.lane import Clock, Lane
+from tltrain.train.lane import Clock, Lane, freeze_depth_at
+from tltrain.train.node_folder import NodeFolder
 from tltrain.train.tap_files import Layout
 from tltrain.train.tap_rates import measure_tiers
 from tltrain.train.taps import Kept, NothingKept, Taps, can_do_without_images
@@ -61,10 +61,12 @@ class Workbench:
         self.cohort = Cohort(spec, self.taps, group, self.steps_per_epoch)
         self._part, self._passes = part, passes
         self._is_constant = is_deterministic(spec.data)
-        self._own_directory: Path | None = None
-        self._store = store or self._open_store(run)
-        self._all_kept: list[KeptTaps] = []
-        self.kept = self._keep("train", self.splits.train) if self._is_constant else NothingKept()
+        self._own_folder = None if store is not None else open_folder(spec, run, group)
+        self._store = store or open_store(spec, group, self._own_folder)
+        self._all_kept: list[tuple[Split, KeptTaps]] = []
+        self._views = None if self._is_constant else spec.cache.views
+        self._kept_train: dict[str, Kept] = {}
+        self._kept_val = NothingKept() if self.splits.val is None else self._keep("val", self.splits.val, passes)
         self._stream: Iterator[Batch] | None = None
         self._stream_at = (-1, -1, -1)
         self._num_loader_workers = resolve_loader_workers(
@@ -91,7 +93,7 @@ class Workbench:
         serves epochs that follow each other, up to `num_epochs`.
         """
         seed = self.spec.seed if seed is None else seed
-        if can_do_without_images(depths, self.kept):
+        if can_do_without_images(depths, self.kept_in(epoch, seed)):
             self._stream = None
             return bare_train_batches(
                 self.splits.train,
@@ -106,6 +108,20 @@ class Workbench:
             self._stream = self._load(epoch, step, num_epochs, seed)
         self._stream_at = (seed, epoch + 1, 0)
         return self._stream
+
+    def kept_in(self, epoch: int, seed: int | None = None) -> Kept:
+        """Return what is kept of the training images as they are in `epoch`; `seed` as in `epoch_batches`."""
+        if self._is_constant:
+            name, passes = "train", self._passes
+        elif self._views is not None:
+            seed, view = self.spec.seed if seed is None else seed, epoch % self._views
+            name = f"train, view {view} by {self.spec.data.augment} of seed {seed}"
+            passes = self._passes // self._views
+        else:
+            return NothingKept()
+        if name not in self._kept_train:
+            self._kept_train[name] = self._keep(name, self.splits.train, passes)
+        return self._kept_train[name]
 
     def _load(self, epoch: int, step: int, num_epochs: int, seed: int) -> Iterator[Batch]:
         return train_batches(
@@ -122,6 +138,7 @@ class Workbench:
             num_workers=self._num_loader_workers,
             pin_memory=self.group.device.type == "cuda",
             decoded=self._decoded_train if self._is_constant else None,
+            views=self._views,
         )
 
     @functools.cached_property
@@ -133,7 +150,7 @@ class Workbench:
         """Evaluates lanes on the validation images, where there are some."""
         if self.splits.val is None:
             return None
-        return self.evaluation(self.splits.val, self._keep("val", self.splits.val))
+        return self.evaluation(self.splits.val, self._kept_val)
 
     def evaluation(self, split: Split, kept: Kept | None = None) -> Validation:
         """Return what evaluates lanes on `split`."""
@@ -157,19 +174,30 @@ class Workbench:
 
         return Validation(batches, self.taps, kept, self.spec, self.group)
 
-    def _open_store(self, run: RunFolder) -> ActivationStore:
-        """Return the store of kept taps; where ranks of a node must share it without a folder given, one of its own."""
-        if self.spec.cache.dir is None and self.group.local_world_size > 1:
-            name = hashlib.sha256(run.uri.encode()).hexdigest()[:16]
-            self._own_directory = Path(tempfile.gettempdir()) / f"tltrain-taps-{name}"
-        return open_store(self.spec, self.group, self._own_directory)
+    def depth_of(self, spec: Spec) -> int:
+        """Return how many stages a lane of `spec` freezes at first."""
+        return self.network.staged.resolve_depth(freeze_depth_at(spec, 0))
 
-    def _keep(self, name: str, split: Split) -> Kept:
-        if self.spec.cache.budget_gb == 0 or self._passes < 2:
+    def constant_splits(self) -> list[tuple[Split, KeptTaps]]:
+        """Return the splits whose images are the same in every epoch, with what is kept of them."""
+        self.kept_in(0)
+        return [(split, kept) for split, kept in self._all_kept if kept.split in ("train", "val")]
+
+    def loader_settings(self, split: Split) -> dict[str, Any]:
+        """Return how to load images of `split` in any order; on a CPU without loader processes, for all cores work."""
+        is_train = split is self.splits.train
+        return {
+            "num_workers": 0 if self.group.device.type == "cpu" else self._num_loader_workers,
+            "pin_memory": self.group.device.type == "cuda",
+            "decoded": self._decoded_train if is_train else None,
+        }
+
+    def _keep(self, name: str, split: Split, passes: int) -> Kept:
+        if self.spec.cache.budget_gb == 0 or passes < 2:
             return NothingKept()
         names = [stage.name for stage in self.network.staged.stages]
-        kept = KeptTaps(name, len(split), self._passes, self._store, self._tiers, self._tap_key, names)
-        self._all_kept.append(kept)
+        kept = KeptTaps(name, len(split), passes, self._store, self._tiers, self._tap_key, names)
+        self._all_kept.append((split, kept))
         return kept
 
     def _tiers(self) -> tuple[Tier, ...]:
@@ -198,16 +226,23 @@ class Workbench:
 
     def close(self) -> None:
         """End the use of what is kept; every rank calls it."""
-        for kept in self._all_kept:
+        for _, kept in self._all_kept:
             kept.close()
         self.group.barrier()
-        if self._own_directory is not None and self.group.local_rank == 0:
-            shutil.rmtree(self._own_directory, ignore_errors=True)
+        if self._own_folder is not None:
+            self._own_folder.close()
 
 
-def open_store(spec: Spec, group: Group, directory: Path | None = None) -> ActivationStore:
-    """Return the store of kept taps that `spec.cache` asks for, in `directory` where it names none."""
+def open_folder(spec: Spec, run: RunFolder, group: Group, *, is_shared: bool = False) -> NodeFolder | None:
+    """Return what the processes of a node share: those of one run its taps, those of a sweep (`is_shared`) work too."""
+    needed = is_shared or (group.local_world_size > 1 and spec.cache.dir is None)
+    return NodeFolder(run.uri) if needed and spec.cache.budget_gb > 0 else None
+
+
+def open_store(spec: Spec, group: Group, folder: NodeFolder | None = None) -> ActivationStore:
+    """Return the store of kept taps that `spec.cache` asks for, in `folder` where it names none."""
     cache = spec.cache
+    directory = None if folder is None else folder.path
     if cache.dir is not None:
         directory = Path(cache.dir).expanduser()
     return ActivationStore(directory, round(cache.budget_gb * GIGABYTE), pin_memory=group.device.type == "cuda")

@@ -1,0 +1,32 @@
+"""Freed memory stays in the process where the C library can be told so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource, sys
+import torch
+from tltrain.train.allocator import keep_freed_memory
+if sys.argv[1] == "kept" and not keep_freed_memory():
+    sys.exit(77)
+torch.ones(2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    done = subprocess.run([sys.executable, "-c", CODE, how], capture_output=True, text=True, check=False)
+    if done.returncode == 77:
+        pytest.skip("this C library has no such setting")
+    return int(done.stdout)
+
+
+def test_the_same_pages_are_not_fetched_again() -> None:
+    assert faults("kept") < faults("given back") / 4
