@@ -3,13 +3,18 @@
     TltrainError                 1   anything below; never raised itself
     ├── SpecError                2   the spec, a --set value or a command-line argument is wrong
     ├── ResourceError            3   the machine or cluster cannot give what was asked for
+    │   └── OutOfMemoryError     3   a worker's memory or a GPU's is too small for the micro-batch
     ├── DataError                4   images, labels, weights or splits cannot be used
     └── RunError                 1   the run started and failed
         ├── StorageError         1   a run folder cannot be read or written
         ├── CheckpointError      1   no usable checkpoint where there should be one
-        └── DivergedError        1   the loss is not finite
+        ├── DivergedError        1   the loss is not finite
+        ├── LostError            1   workers or nodes were lost, and no restarts are left
+        │   └── PreemptedError   1   ... because the cloud took a node back
+        └── TimeLimitError       1   the run's time is used up
 
-Every error carries a list of problems, so that all of them can be shown at once.
+Every error carries a list of problems, so that all of them can be shown at once, and the cause that decides whether the
+job is worth trying again.
 """
 
 from __future__ import annotations
@@ -50,6 +55,8 @@ class TltrainError(Exception):
     """
 
     exit_code = 1
+    cause = "user code"
+    """What run.json names as the cause of a failure; one of `tltrain.jobs.states.Cause`."""
 
     def __init__(self, problems: str | Problem | Sequence[Problem], action: str = "") -> None:
         if isinstance(problems, str):
@@ -73,12 +80,20 @@ class ResourceError(TltrainError):
     """The machine or the cluster cannot give what was asked for."""
 
     exit_code = 3
+    cause = "resources"
+
+
+class OutOfMemoryError(ResourceError):
+    """A worker's memory, or a GPU's, is too small for the micro-batch."""
+
+    cause = "out of memory"
 
 
 class DataError(TltrainError):
     """Images, labels, weights or splits cannot be used."""
 
     exit_code = 4
+    cause = "data"
 
 
 class RunError(TltrainError):
@@ -88,6 +103,8 @@ class RunError(TltrainError):
 class StorageError(RunError):
     """A run folder cannot be read or written."""
 
+    cause = "storage"
+
 
 class CheckpointError(RunError):
     """No usable checkpoint where there should be one."""
@@ -95,3 +112,21 @@ class CheckpointError(RunError):
 
 class DivergedError(RunError):
     """The loss is not a finite number."""
+
+
+class LostError(RunError):
+    """Workers or nodes were lost, and no restarts are left."""
+
+    cause = "node lost"
+
+
+class PreemptedError(LostError):
+    """The cloud took nodes back, and no restarts are left."""
+
+    cause = "preempted"
+
+
+class TimeLimitError(RunError):
+    """The run's time is used up."""
+
+    cause = "time limit"

@@ -74,9 +74,10 @@ class RayJobs:
         """Name of the Ray session: a head that starts again has another."""
         return self._json("GET", "/api/version").get("session_name") or ""
 
-    def submit(self, request: JobRequest, *, deadline_s: float = 60.0) -> None:
+    def submit(self, request: JobRequest, *, deadline_s: float = 60.0) -> str:
         """Upload what the request needs and submit it; a request that the cluster has already is left as it is.
 
+        Returns the name of the session that has it.
         What does not answer, or answers with a server's error, is tried again until the deadline: the submission has
         its own id, so it cannot become two jobs.
         """
@@ -128,9 +129,10 @@ class RayJobs:
         (used_cpus, cpus), (used_gpus, gpus) = usage.get("CPU", (0, 0)), usage.get("GPU", (0, 0))
         return Usage(cpus, gpus, cpus - used_cpus, gpus - used_gpus)
 
-    def _submit_once(self, request: JobRequest) -> None:
+    def _submit_once(self, request: JobRequest) -> str:
+        session = self.session()
         if self.info(request.submission_id) is not None:
-            return
+            return session
         path = f"/api/packages/gcs/{request.package.name}"
         if self._call("GET", path)[0] == 404:
             self._call("PUT", path, request.package.content, "application/octet-stream", UPLOAD_TIMEOUT_S)
@@ -140,6 +142,7 @@ class RayJobs:
             # The answer is lost or bad; whether the job was taken decides.
             if self.info(request.submission_id) is None:
                 raise
+        return session
 
     def _json(self, method: str, path: str) -> Any:
         status, text = self._call(method, path)
