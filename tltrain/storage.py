@@ -173,7 +173,7 @@ class Folder:
         """For each folder in here that has such a file: when that was last written, in ns since 1970, and its size."""
         names = self.names()
         filesystem, _ = self.arrow
-        paths = [self.child(name)._path_of(file) for name in names]
+        paths = [f"{self._path.rstrip('/')}/{name}/{file}" for name in names]
         parts = [paths[start : start + _STAMPS_AT_A_TIME] for start in range(0, len(paths), _STAMPS_AT_A_TIME)]
         with self._failing("list"), ThreadPoolExecutor(_THREADS) as executor:
             infos = [info for part in executor.map(filesystem.get_file_info, parts) for info in part]

@@ -55,6 +55,7 @@ def test_runs_as_json_have_whole_names_and_numbers() -> None:
     _, out, _ = invoke("runs", "runs", "--json")
     newest = json.loads(out)[0]
     assert newest["name"] == "long-" * 12 + "end"
+    assert RunFolder.open(newest["uri"]).name == newest["name"]
     assert (newest["state"], newest["test_accuracy"], newest["duration_s"]) == ("finished", 0.875, 88.0)
 
 
@@ -111,7 +112,7 @@ def test_lines_fit_whatever_a_run_holds(columns: int) -> None:
     texts = dict(kind="sweep", state="interrupted", problem="")
     numbers = dict(started_at=time.time(), finished_at=None, written_at=0.0, val_top1=1.0, test_accuracy=1.0)
     summary = Summary(name="n" * 63, **texts, **numbers)
-    run = Run(**vars(summary), uri="", duration_s=99.9 * 3600)
+    run = Run(**vars(summary), duration_s=99.9 * 3600)
     assert max(map(len, run_lines([run], columns))) <= max(columns, 12 + 58)
 
 

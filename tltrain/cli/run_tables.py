@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tltrain.jobs.runs import Comparison, Run
+    from tltrain.jobs.comparison import Comparison
+    from tltrain.jobs.runs import Run
 
 NARROWEST_NAME, NARROWEST_CELL, WIDEST_CELL = 12, 10, 40
 SHARES = ("val top-1", "accuracy")

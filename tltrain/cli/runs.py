@@ -27,17 +27,14 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a storage, the newest first."""
-    from dataclasses import asdict
-
     from tltrain.cli.run_tables import run_lines, width
     from tltrain.jobs.runs import list_runs
-    from tltrain.spec.schema import Spec
     from tltrain.storage import Folder
 
-    folder = Folder.open(storage or Spec.model_fields["storage"].default)
+    folder = Folder.open(_default_storage() if storage is None else storage)
     found = list_runs(folder, rebuild=rebuild)
     if as_json:
-        print(json.dumps([asdict(run) for run in found], indent=2))
+        print(json.dumps([{**vars(run), "uri": folder.child(run.name).uri} for run in found], indent=2))
     elif found:
         print("\n".join(run_lines(found, width())))
     else:
@@ -52,7 +49,7 @@ def compare(
     from dataclasses import asdict
 
     from tltrain.cli.run_tables import comparison_lines, width
-    from tltrain.jobs.runs import compare as compare_runs
+    from tltrain.jobs.comparison import compare as compare_runs
     from tltrain.run_folder import RunFolder
 
     if len(names) < 2:
@@ -78,6 +75,12 @@ def remove(
         typer.confirm(f"Delete the run {folder.folder} ({state}) and everything in it?", abort=True, err=True)
     remove_run(folder)
     typer.echo(f"Deleted {folder.folder}", err=True)
+
+
+def _default_storage() -> str:
+    from tltrain.spec.schema import Spec  # takes a moment, and lists with a storage given do without
+
+    return Spec.model_fields["storage"].default
 
 
 def has_terminal() -> bool:
