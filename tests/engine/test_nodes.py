@@ -1,8 +1,11 @@
-"""Training over two nodes, each a raylet of its own: spread workers, and the loss of a node in mid-training."""
+"""Two nodes, each a raylet of its own: checked before training, spread workers, a node lost in mid-training."""
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,15 +15,17 @@ from ray.cluster_utils import Cluster
 from test_fit import digest, prepared
 from tiny import tiny_spec
 
-from tltrain.engine.cluster import live_nodes
+from tltrain.engine import preflight
+from tltrain.engine.cluster import live_nodes, wait_for_room
 from tltrain.engine.fit import fit
+from tltrain.errors import ResourceError
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs to train on, and two nodes with one each."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -40,6 +45,35 @@ def two_workers(folder: Path, name: str) -> Spec:
         "train.epochs": 8,
     }
     return tiny_spec(folder, changes, name=name)
+
+
+def test_before_training_a_node_that_is_not_like_the_others_is_named(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One node has another home folder and so other data and weights, and a network interface that is not there."""
+    monkeypatch.setattr(preflight, "MEET_S", 5.0)
+    spec = two_workers(tmp_path, "checked")
+    run, request = prepared(spec), wait_for_room(spec.resources)
+    with caplog.at_level(logging.INFO):
+        preflight.preflight(spec, run, request)
+    assert "all 2 nodes see data, storage and weights, and can meet" in caplog.text
+    assert run.folder.names() == ["spec.yaml"]
+
+    home = {"HOME": str(tmp_path / "elsewhere"), "GLOO_SOCKET_IFNAME": "nosuch0"}
+    odd = cluster.add_node(num_cpus=1, env_vars=home)
+    try:
+        cluster.wait_for_nodes()
+        at_home = os.path.relpath(tmp_path / "train.parquet", Path.home())
+        changed = spec.model_copy(update={"data": spec.data.model_copy(update={"train": f"~/{at_home}"})})
+        began = time.monotonic()
+        with pytest.raises(ResourceError) as caught:
+            preflight.preflight(changed, run, request)
+        assert time.monotonic() - began < 60
+    finally:
+        cluster.remove_node(odd)
+    named = {problem.where for problem in caught.value.problems if problem.key == "data.train"}
+    assert len(named) == 1
+    assert any(problem.where in named and "GLOO_SOCKET_IFNAME" in problem.action for problem in caught.value.problems)
 
 
 def test_a_node_lost_in_mid_training_costs_a_restart_and_no_bit(cluster: Cluster, tmp_path: Path) -> None:

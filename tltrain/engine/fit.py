@@ -16,6 +16,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from tltrain.engine.cluster import connected, wait_for_room
 from tltrain.engine.plan import Request
+from tltrain.engine.preflight import preflight
 from tltrain.engine.retry import Cause, classify, decide
 from tltrain.engine.worker import train_worker
 from tltrain.errors import ResourceError, RunError, TltrainError
@@ -37,6 +38,8 @@ def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, An
         failures = 0
         while True:
             request = wait_for_room(spec.resources)
+            if failures == 0:
+                preflight(spec, run, request)
             run.update(attempts=run.state().get("attempts", 0) + 1, workers=request.max_workers)
             try:
                 summary = _attempt(spec, run, request, poll)

@@ -133,13 +133,29 @@ def _named(model: ModelSpec, value: str) -> Weights:
     return _torchvision(model.name, value)
 
 
-def _torchvision(name: str, value: str) -> Weights:
+def download_of(model: ModelSpec) -> tuple[str, str] | None:
+    """Return the URL that the weights are fetched from and the name they are kept under; None where they are not."""
+    value = model.weights
+    if value.startswith(("http://", "https://")):
+        return value, cached_name(value)
+    is_elsewhere = value == "random" or "/" in value or Path(value).suffix in _FILE_SUFFIXES or Path(value).exists()
+    if model.name is None or model.name.startswith("timm/") or model.name == lite.NAME or is_elsewhere:
+        return None
+    url = _choose(model.name, value).url
+    return url, url.rpartition("/")[2]
+
+
+def _choose(name: str, value: str) -> WeightsEnum:
     choices = get_model_weights(name)
     kind, _, member = value.rpartition(".")
     member = "DEFAULT" if value == "default" else member
     if member not in choices.__members__ or kind not in ("", choices.__name__):
         raise _weights_error(f"there are no weights {value!r} for {name}", _choice([w.name for w in choices]))
-    weights = choices[member]
+    return choices[member]
+
+
+def _torchvision(name: str, value: str) -> Weights:
+    weights = _choose(name, value)
     file_name = weights.url.rpartition("/")[2]
     digest = re.search(r"-([0-9a-f]{8,})\.", file_name)
     state = read_state(fetch(weights.url, file_name, digest[1] if digest else ""))

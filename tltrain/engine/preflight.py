@@ -1,0 +1,161 @@
+"""Before a job takes a GPU: do all nodes see the data, the storage and the weights, have one version, and can meet?"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tltrain.engine.node_check import DRIVER, FOLDER, Findings, look, meet
+from tltrain.engine.plan import Node, Request, capacity
+from tltrain.errors import Problem, ResourceError
+from tltrain.run_folder import RunFolder
+from tltrain.spec.schema import Spec
+
+logger = logging.getLogger(__name__)
+
+LOOK_S, MEET_S = 35.0, 15.0
+"""Most seconds for the nodes to look around, and to meet. Together, with what Ray needs, under a minute."""
+SAME_ENVIRONMENT = "Give all nodes the same image or environment"
+LET_THEM_MEET = (
+    "Open all ports between the nodes, and set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME for GPUs) to the network "
+    "interface between them before `ray start`"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node that workers may be put on."""
+
+    id: str
+    host: str
+    address: str
+
+    def __str__(self) -> str:
+        return f"node {self.host} ({self.address}, {self.id[:8]})"
+
+
+def preflight(spec: Spec, run: RunFolder, request: Request) -> None:
+    """Check every node that may hold a worker, in small tasks without CPUs or GPUs.
+
+    Where this node is the only one there is nothing to compare, and nothing is done. Raises ResourceError with all
+    problems, each naming its node, in under a minute.
+    """
+    places = _places(request)
+    if all(place.id == ray.get_runtime_context().get_node_id() for place in places):
+        return
+    began = time.monotonic()
+    mark = secrets.token_hex(4)
+    arguments = spec.model_dump_json(), run.uri, mark
+    has_weights = run.folder.exists("pretrained")
+    folder = run.folder.child(FOLDER)
+    folder.write_bytes(f"{mark}-{DRIVER}", b"")
+    try:
+        answers = _start(look, [(place, (*arguments, place.id)) for place in places], has_weights=has_weights)
+        mine = look(*arguments, DRIVER, has_weights=has_weights)
+        found, problems = _collect(places, answers, LOOK_S)
+        problems += [problem for place, theirs in found.items() for problem in differences(place, mine, theirs)]
+        unseen = _unseen(run, mark, [place for place in found if not _has(found[place].problems, "storage")])
+        problems += [_not_shared(place, run) for place in unseen]
+    finally:
+        run.folder.delete(FOLDER)
+    problems += _meet(list(found), found)
+    if problems:
+        raise ResourceError(problems)
+    logger.info("all %d nodes see data, storage and weights, and can meet (%.1f s)", len(places), _since(began))
+
+
+def _since(began: float) -> float:
+    return time.monotonic() - began
+
+
+def _places(request: Request) -> list[Place]:
+    """The nodes that are alive and have room for a worker."""
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"] is not None]
+    return [
+        Place(node["NodeID"], node["NodeManagerHostname"], node["NodeManagerAddress"])
+        for node in alive
+        if capacity(request, Node("", int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))))
+    ]
+
+
+def _start(function: Any, calls: Sequence[tuple[Place, tuple[Any, ...]]], **options: Any) -> list[Any]:
+    """Start `function` on each node."""
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    return [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(place.id, soft=False)).remote(
+            *arguments, **options
+        )
+        for place, arguments in calls
+    ]
+
+
+def _collect(places: Sequence[Place], answers: Sequence[Any], limit_s: float) -> tuple[dict[Place, Any], list[Problem]]:
+    """Wait for the nodes' answers; return those that came, and a problem for each that did not."""
+    ray.wait(list(answers), num_returns=len(answers), timeout=limit_s)
+    found: dict[Place, Any] = {}
+    problems = []
+    for place, answer in zip(places, answers, strict=True):
+        try:
+            found[place] = ray.get(answer, timeout=0)
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(answer, force=True)
+            action = "Look at its load, its disks and its network, or take it out of the cluster"
+            problems.append(Problem(f"it did not answer within {limit_s:.0f} s", action, str(place)))
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            problems.append(Problem(f"it could not be checked: {reason}", SAME_ENVIRONMENT, str(place)))
+    return found, problems
+
+
+def differences(place: Place, mine: Findings, theirs: Findings) -> list[Problem]:
+    """What a node found wrong, and where it differs from the driver."""
+    problems = [replace(p, where=f"{place}{f', {p.where}' if p.where else ''}") for p in theirs.problems]
+    for name, version in theirs.versions.items():
+        if version != mine.versions[name]:
+            what = f"it has {name} {version}, and the driver has {mine.versions[name]}"
+            problems.append(Problem(what, SAME_ENVIRONMENT, str(place)))
+    for key, (fingerprint, count) in theirs.data.items():
+        if key in mine.data and fingerprint != mine.data[key][0]:
+            what = f"it sees other files there ({count:,} images) than the driver ({mine.data[key][1]:,} images)"
+            action = "Put the same data under this path on all nodes, or on a shared disk or in an object store"
+            problems.append(Problem(what, action, str(place), key))
+    return problems
+
+
+def _has(problems: Sequence[Problem], key: str) -> bool:
+    return any(problem.key == key for problem in problems)
+
+
+def _unseen(run: RunFolder, mark: str, places: Sequence[Place]) -> list[Place]:
+    """The nodes whose file in the storage is not seen here."""
+    folder = run.folder.child(FOLDER)
+    with ThreadPoolExecutor(16) as executor:
+        seen = executor.map(lambda place: folder.exists(f"{mark}-{place.id}"), places)
+        return [place for place, is_seen in zip(places, seen, strict=True) if not is_seen]
+
+
+def _not_shared(place: Place, run: RunFolder) -> Problem:
+    what = f"what it wrote into {run.folder} is not seen by the driver"
+    action = "Set storage to a place that all nodes share, such as a shared disk or s3://bucket/runs"
+    return Problem(what, action, str(place), "storage")
+
+
+def _meet(places: Sequence[Place], found: Mapping[Place, Findings]) -> list[Problem]:
+    """Let the nodes sum a number together; return a problem for each that could not."""
+    if len(places) < 2:
+        return []
+    host, port = places[0].address, found[places[0]].port
+    calls = [(place, (rank, len(places), host, port, MEET_S)) for rank, place in enumerate(places)]
+    errors, problems = _collect(places, _start(meet, calls), MEET_S + 5)
+    failed = [
+        Problem(f"it cannot meet the others: {error}", LET_THEM_MEET, str(p)) for p, error in errors.items() if error
+    ]
+    return problems + failed
