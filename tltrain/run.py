@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from tltrain.errors import EXIT_INTERRUPTED, Problem, SpecError, TltrainError
 from tltrain.lease import hold
 from tltrain.report import lines
-from tltrain.run_folder import RunFolder
+from tltrain.run_folder import Result, RunFolder
 from tltrain.spec.load import LoadedSpec, differences, dump_yaml, load_spec, parse_spec
 from tltrain.spec.schema import Spec
 
@@ -46,6 +47,26 @@ def execute(loaded: LoadedSpec, *, local: bool) -> int:
             raise SpecError("a sweep needs Ray", "Leave --local out, or train one trial with --set sweep=null")
         return _execute_local(spec, run)
     return _execute_on_ray(spec, run) if spec.sweep is None else _execute_sweep(spec, run)
+
+
+def run_spec(spec: Spec, *, local: bool = False) -> Result:
+    """Train, evaluate and return what came of it; a run that was cut short goes on, a finished one is only read.
+
+    On the cluster of RAY_ADDRESS, or on a private one of this machine; `local` trains in this process without Ray.
+    Progress goes to stderr, the result to stdout as well. Raises TltrainError.
+    """
+    execute(LoadedSpec(spec, {}, ()), local=local)
+    return RunFolder.at(spec.storage, spec.name).result()
+
+
+class _Module(types.ModuleType):
+    """This module; a call of it is `tltrain.run(spec)` of the Python API, whose name it has."""
+
+    def __call__(self, spec: Spec, *, local: bool = False) -> Result:
+        return run_spec(spec, local=local)
+
+
+sys.modules[__name__].__class__ = _Module
 
 
 def _execute_on_ray(spec: Spec, run: RunFolder) -> int:

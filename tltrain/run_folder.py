@@ -19,6 +19,22 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Result:
+    """What came of a run, as its folder says."""
+
+    uri: str
+    """Address of the run folder."""
+    state: str
+    """`finished`, or where it stands."""
+    best: dict[str, Any] | None
+    """Epoch and validation metrics (`top1`, `top5`, `loss`) of the best epoch."""
+    evaluation: dict[str, Any] | None
+    """The headline on the images of `split`: `accuracy`, its `accuracy_interval_95`, `loss`, ..."""
+    metrics: list[dict[str, Any]]
+    """One row per epoch, of a sweep one per lane and epoch."""
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """The folder of one run: spec.yaml, run.json, metrics.jsonl, checkpoints/, model/ and results.
 
@@ -93,6 +109,11 @@ class RunFolder:
     def update(self, **fields: Any) -> None:
         """Set fields of run.json and leave the others as they are."""
         self.write_json(STATE_FILE, {**self.state(), **fields, "format": FORMAT})
+
+    def result(self) -> Result:
+        """What has come of the run so far."""
+        state = self.state()
+        return Result(self.uri, state.get("state", ""), state.get("best"), state.get("evaluation"), self.metrics())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, ordered by step and lane; a torn last line is left out."""
