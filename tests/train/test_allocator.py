@@ -13,10 +13,11 @@ import torch
 from tltrain.train.allocator import keep_freed_memory
 if sys.argv[1] == "kept" and not keep_freed_memory():
     sys.exit(77)
-torch.ones(2**20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(2**20)
+for step in range(10):
+    if step == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    activations = [torch.ones(2**20) for _ in range(32)]
+    del activations
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_spec
 
-from tltrain import run as far_side
+import tltrain.run as far_side
 from tltrain.errors import ResourceError
 from tltrain.report.plan_lines import plan_lines
 from tltrain.spec.load import dump_yaml, load_spec

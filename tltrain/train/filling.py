@@ -29,30 +29,39 @@ def fill(bench: Workbench, depths: Collection[int], folder: NodeFolder, name: st
     images differ between epochs.
     """
     wanted = {depth for depth in depths if depth > 0}
+    if not wanted:
+        return
     for split, kept in bench.constant_splits():
         began = time.perf_counter()
         count = _fill_split(bench, split, kept, wanted, folder, f"{name} {kept.split}")
-        if count:
-            _wait(kept)
-            seconds = time.perf_counter() - began
-            logger.debug("%d of %d %s taps made here, %.2f s", count, len(split), kept.split, seconds)
+        _wait(kept)
+        logger.debug("%d of %d %s taps made here, %.2f s", count, len(split), kept.split, time.perf_counter() - began)
 
 
 def _fill_split(bench: Workbench, split: Split, kept: KeptTaps, depths: set[int], folder: NodeFolder, name: str) -> int:
     """Compute what this process claims; return the number of images."""
     size, total = bench.taps.batch_size, len(split)
 
+    def positions(number: int) -> np.ndarray:
+        return np.arange(number * size, min(total, (number + 1) * size))
+
     def claimed() -> Iterator[np.ndarray]:
         for number in folder.claims(name, -(-total // size)):
-            positions = np.arange(number * size, min(total, (number + 1) * size))
-            if not kept.has(depths, positions):
-                yield positions
+            if not kept.has(depths, positions(number)):
+                yield positions(number)
 
+    count = _compute(bench, split, kept, depths, claimed())
+    if count == 0:  # who comes too late to claim anything must see what the taps look like, to find them
+        count = _compute(bench, split, kept, depths, iter([positions(0)]))
+    kept.settle()
+    return count
+
+
+def _compute(bench: Workbench, split: Split, kept: KeptTaps, depths: set[int], positions: Iterator[np.ndarray]) -> int:
     count = 0
-    if depths:
-        for batch in position_batches(split, bench.preprocessing, claimed(), **bench.loader_settings(split)):
-            bench.taps(batch.to(bench.group.device), depths, kept)
-            count += len(batch.ids)
+    for batch in position_batches(split, bench.preprocessing, positions, **bench.loader_settings(split)):
+        bench.taps(batch.to(bench.group.device), depths, kept)
+        count += len(batch.ids)
     return count
 
 

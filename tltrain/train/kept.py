@@ -104,6 +104,11 @@ class KeptTaps:
         measured = probe.seconds[1:] or probe.seconds
         return Cut(self._stage_names[depth - 1], depth, probe.layout.row_bytes, sum(measured) / len(measured))
 
+    def settle(self) -> None:
+        """Decide on the cuts that were seen, however few batches have told about them."""
+        if self._probes:
+            self._decide()
+
     def has(self, depths: Collection[int], positions: np.ndarray) -> bool:
         """Whether the taps at `depths` of the images at `positions`, int64 [b], can be read."""
         ids = torch.from_numpy(positions)
