@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
     ray: FakeRay
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Keep stderr quiet."""
 
     def do_GET(self) -> None:

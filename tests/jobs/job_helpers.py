@@ -38,9 +38,9 @@ class Home:
         job, package = plan_job(spec or self.spec(), self.cluster, Options(with_tltrain=False, **options))
         return submit(ledger, job, package, deadline_s=20.0)
 
-    def run_says(self, job: Job, **fields: Any) -> None:
-        """Write into the run's folder what the latest attempt would."""
-        RunFolder.at(job.storage, job.run).update(**{"job": job.latest.submission_id, **fields})
+    def run_says(self, job: Job, *, attempt: int = 1, **fields: Any) -> None:
+        """Write into the run's folder what an attempt would."""
+        RunFolder.at(job.storage, job.run).update(job=f"{job.id}-{attempt}", **fields)
 
 
 @contextmanager

@@ -14,6 +14,9 @@ _ERROR = re.compile(r"^(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit
 _OTHERS_CODE = re.compile(r"/(site|dist)-packages/|/lib/python3[^/]*/|^<|/tltrain/(?!.*/tltrain/)")
 _UPLOAD = re.compile(r"^.*/_ray_pkg_[0-9a-f]+/")
 
+# What our own message adds behind an error.
+_ADVICE = re.compile(r"\. Run the same command again.*$")
+
 # What the other ranks say when one has failed: their collectives break.
 _FOLLOWS = re.compile(r"Connection (closed|reset) by peer|gloo|NCCL|DistBackendError|Timed out waiting")
 
@@ -42,15 +45,17 @@ def failure_lines(log: str) -> list[str]:
 
 def _parts(log: str) -> Iterator[_Part]:
     starts = list(_RANK.finditer(log))
+    ends = [start.start() for start in starts[1:]] + [len(log)]
     if not starts:
         yield _Part("", log)
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        yield _Part(start[1], log[start.end() : following.start() if following else len(log)])
+    for start, end in zip(starts, ends, strict=False):
+        yield _Part(start[1], log[start.end() : end])
 
 
 def _error_of(text: str) -> str:
     """The last line that names an exception: a traceback ends with it."""
-    return next((found[0] for found in reversed(list(_ERROR.finditer(text)))), "")[:500]
+    last = next(reversed(list(_ERROR.finditer(text))), None)
+    return _ADVICE.sub("", last[0])[:500] if last else ""
 
 
 def _frame_of(text: str) -> re.Match[str] | None:

@@ -142,6 +142,8 @@ class RayJobs:
             # The answer is lost or bad; whether the job was taken decides.
             if self.info(request.submission_id) is None:
                 raise
+        if self.session() != session:
+            raise NoAnswerError(f"{self._where} was started anew in the middle of the submission", "Try again")
         return session
 
     def _json(self, method: str, path: str) -> Any:
@@ -198,7 +200,7 @@ class RayJobs:
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Follows no redirect, which could lead the token to another host."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         return None
 
 

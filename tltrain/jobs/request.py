@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from tltrain.environment import JOB_VARIABLE, SECRETS_VARIABLE
 from tltrain.errors import Problem, SpecError
 from tltrain.jobs.upload import SPEC_NAME, Entry, Package, new_place, pack, package_entries, user_entries
 from tltrain.spec.load import dump_yaml
@@ -20,8 +21,6 @@ from tltrain.spec.schema import Spec
 
 ID_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}-[0-9a-f]{6}"
 PROGRAM = ("python", "-m", "tltrain.run", SPEC_NAME)
-JOB_VARIABLE = "TLTRAIN_JOB"
-SECRETS_VARIABLE = "TLTRAIN_SECRETS"
 
 # What Ray and its workers read at the start of each process. Progress is followed by polling: send it unbuffered.
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}

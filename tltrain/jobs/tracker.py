@@ -149,10 +149,9 @@ def look(cluster_path: str, ids: Sequence[str] | None = None, *, timeout_s: floa
 
 def look_at(jobs: RayJobs, ids: Sequence[str] | None = None) -> Seen:
     """Ask a cluster that can be reached. Raises NoAnswerError."""
-    session = jobs.session()
-    if ids is None:
-        return Seen(jobs.list(), session)
-    return Seen({own_id: info for own_id in ids if (info := jobs.info(own_id)) is not None}, session)
+    infos = jobs.list() if ids is None else {own_id: info for own_id in ids if (info := jobs.info(own_id)) is not None}
+    # Read last: what was asked of a head that has been started anew since counts as lost, never as forgotten.
+    return Seen(infos, jobs.session())
 
 
 def read_run(job: Job) -> dict[str, Any] | None:
