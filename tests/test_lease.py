@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from tiny import tiny_spec
 
+import tltrain.run as far_side
 from tltrain import lease
-from tltrain import run as far_side
 from tltrain.errors import ResourceError, RunError, StorageError
 from tltrain.lease import LEASE_FILE, begin_workers, hold, join, read_lease
 from tltrain.run_folder import RunFolder

@@ -10,7 +10,7 @@ import torch
 from cifar_files import CLASSES, write_cifar
 from tiny import write_digits
 
-from tltrain import run as far_side
+import tltrain.run as far_side
 from tltrain.models.zoo import load_trained
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import load_spec

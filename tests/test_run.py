@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny import tiny_spec
 
-from tltrain import run as far_side
+import tltrain.run as far_side
 from tltrain.errors import DivergedError, SpecError
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import dump_yaml, load_spec
@@ -156,3 +156,42 @@ def test_the_module_prints_all_problems_and_exits_with_their_code(tmp_path: Path
     assert f"{path}:1:7 name" in done.stderr
     assert "model.nam" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_run_that_takes_too_long_ends_with_the_cause_time_limit(tmp_path: Path) -> None:
+    path = spec_file(tmp_path, {"train.epochs": 100000})
+
+    code = far_side.main([str(path), "--local", "--max-duration", "4"])
+
+    state = RunFolder.open(str(tmp_path / "runs" / "tiny")).state()
+    assert code == 1
+    assert (state["state"], state["cause"]) == ("failed", "time limit")
+    assert state["error"][0].startswith("the run has not ended within 4 s")
+
+
+def test_errors_of_any_kind_are_recorded_with_their_cause_and_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("mine")
+
+    path = spec_file(tmp_path)
+    monkeypatch.setenv("TLTRAIN_JOB", "tiny-012345-1")
+    monkeypatch.setattr(Cohort, "step", fail)
+
+    with pytest.raises(KeyError):
+        execute(path)
+
+    state = RunFolder.open(str(tmp_path / "runs" / "tiny")).state()
+    assert (state["state"], state["cause"], state["job"]) == ("failed", "user code", "tiny-012345-1")
+    assert state["error"] == ["KeyError: 'mine'"]
+
+
+def test_out_of_memory_is_gone_on_with_in_smaller_parts(tmp_path: Path) -> None:
+    path = spec_file(tmp_path)
+    execute(path, "train.epochs=1")
+
+    with pytest.raises(SpecError) as error:
+        execute(path, "train.accumulation_steps=2")
+
+    assert [problem.key for problem in error.value.problems] == ["train.epochs"], "the parts may change"

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from tltrain.cli.main import app
 from tltrain.cli.run_tables import duration, run_lines, shortened
-from tltrain.jobs.run_index import Summary
 from tltrain.jobs.runs import Run
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import dump_yaml, parse_spec, replace
@@ -109,10 +108,7 @@ def test_what_is_no_run_is_not_deleted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
 def test_lines_fit_whatever_a_run_holds(columns: int) -> None:
-    texts = dict(kind="sweep", state="interrupted", problem="")
-    numbers = dict(started_at=time.time(), finished_at=None, written_at=0.0, val_top1=1.0, test_accuracy=1.0)
-    summary = Summary(name="n" * 63, **texts, **numbers)
-    run = Run(**vars(summary), duration_s=99.9 * 3600)
+    run = Run("n" * 63, "sweep", "interrupted", time.time(), None, 0.0, 1.0, 1.0, "", duration_s=99.9 * 3600)
     assert max(map(len, run_lines([run], columns))) <= max(columns, 12 + 58)
 
 

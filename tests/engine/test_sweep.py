@@ -15,7 +15,7 @@ import pytest
 from ray.util.placement_group import placement_group_table
 from tiny import tiny_spec
 
-from tltrain import run as far_side
+import tltrain.run as far_side
 from tltrain.engine.cluster import connected
 from tltrain.report.sweep import TRIALS_FILE
 from tltrain.run_folder import RunFolder

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -47,7 +48,12 @@ def look(spec_text: str, run_uri: str, mark: str, me: str, *, has_weights: bool)
     """
     spec = Spec.model_validate_json(spec_text)
     findings = Findings(versions={**versions(), "tltrain": code_version()}, port=_free_port())
-    for key, source in (("train", spec.data.train), ("val", spec.data.val), ("test", spec.data.test)):
+    sources: dict[Literal["train", "val", "test"], Any] = {
+        "train": spec.data.train,
+        "val": spec.data.val,
+        "test": spec.data.test,
+    }
+    for key, source in sources.items():
         is_fetched = isinstance(source, str) and source.startswith(TORCHVISION_PREFIX) and spec.data.download
         if isinstance(source, str) and not is_fetched:
             with _noted(findings, f"data.{key}"):
@@ -103,7 +109,9 @@ def meet(rank: int, count: int, host: str, port: int, limit_s: float) -> str:
     """
     limit = timedelta(seconds=limit_s)
     try:
-        store = dist.TCPStore(host, port, count, is_master=rank == 0, timeout=limit, wait_for_workers=False)
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            host, port, count, is_master=rank == 0, timeout=limit, wait_for_workers=False
+        )
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
         try:
             total = torch.ones(1)

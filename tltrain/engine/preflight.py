@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tltrain.engine.node_check import DRIVER, FOLDER, Findings, look, meet
@@ -105,11 +106,11 @@ def _collect(places: Sequence[Place], answers: Sequence[Any], limit_s: float) ->
     for place, answer in zip(places, answers, strict=True):
         try:
             found[place] = ray.get(answer, timeout=0)
-        except ray.exceptions.GetTimeoutError:
+        except GetTimeoutError:
             ray.cancel(answer, force=True)
             action = "Look at its load, its disks and its network, or take it out of the cluster"
             problems.append(Problem(f"it did not answer within {limit_s:.0f} s", action, str(place)))
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             reason = str(error).strip().splitlines()[-1]
             problems.append(Problem(f"it could not be checked: {reason}", SAME_ENVIRONMENT, str(place)))
     return found, problems
