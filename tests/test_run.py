@@ -177,7 +177,7 @@ def test_errors_of_any_kind_are_recorded_with_their_cause_and_job(
 
     path = spec_file(tmp_path)
     monkeypatch.setenv("TLTRAIN_JOB", "tiny-012345-1")
-    monkeypatch.setattr(Cohort, "step", fail)
+    monkeypatch.setattr(Cohort, "train_epoch", fail)
 
     with pytest.raises(KeyError):
         execute(path)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import types
@@ -14,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tltrain.errors import EXIT_INTERRUPTED, Problem, SpecError, TltrainError
+from tltrain.environment import JOB_VARIABLE, take_secrets
+from tltrain.errors import EXIT_INTERRUPTED, Problem, SpecError, TimeLimitError, TltrainError
 from tltrain.lease import hold
 from tltrain.report import lines
 from tltrain.run_folder import Result, RunFolder
@@ -23,7 +25,8 @@ from tltrain.spec.schema import Spec
 
 logger = logging.getLogger("tltrain")
 
-# Keys that do not change what is computed, so that a run may go on with other values.
+# Keys that do not change what is computed, so that a run may go on with other values. With more accumulation steps sums
+# are taken in another order, which a run that is out of memory has to put up with.
 FREE_ON_RESUME = (
     "resources",
     "checkpoint",
@@ -31,6 +34,7 @@ FREE_ON_RESUME = (
     "data.num_loader_workers",
     "data.download",
     "data.root",
+    "train.accumulation_steps",
 )
 
 
@@ -187,7 +191,9 @@ def _attempt(spec: Spec, run: RunFolder) -> Iterator[RunFolder]:
             _progress(f"Resuming run {spec.name}")
         run.write_spec(dump_yaml(spec))
         started = run.state().get("started_at", time.time())
-        run.update(name=spec.name, state="running", started_at=started, versions=versions(), error=None)
+        job = os.environ.get(JOB_VARIABLE)
+        begun = {"state": "running", "error": None, "cause": None, "job": job}
+        run.update(name=spec.name, started_at=started, versions=versions(), **begun)
         try:
             yield run
         except KeyboardInterrupt:
@@ -195,7 +201,10 @@ def _attempt(spec: Spec, run: RunFolder) -> Iterator[RunFolder]:
             _progress("Interrupted. Run the same command again to go on from the newest checkpoint.")
             raise
         except TltrainError as error:
-            run.update(state="failed", error=[str(problem) for problem in error.problems])
+            run.update(state="failed", error=[str(problem) for problem in error.problems], cause=error.cause)
+            raise
+        except Exception as error:
+            run.update(state="failed", error=[f"{type(error).__name__}: {error}"], cause=TltrainError.cause)
             raise
 
 
@@ -279,19 +288,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("spec", metavar="SPEC", help="the spec file")
     parser.add_argument("--set", dest="sets", metavar="KEY=VALUE", action="append", default=[], help="override a key")
     parser.add_argument("--local", action="store_true", help="train in this process, without Ray")
+    parser.add_argument("--max-duration", metavar="S", type=float, help="fail after this many seconds")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
     try:
-        loaded = load_spec(options.spec, options.sets)
-        for warning in loaded.warnings:
-            logger.warning("warning: %s", warning)
-        return execute(loaded, local=options.local)
+        take_secrets()
+        with _time_limit(options.max_duration):
+            loaded = load_spec(options.spec, options.sets)
+            # Whoever submitted a job has seen them; its spec names every setting.
+            for warning in () if JOB_VARIABLE in os.environ else loaded.warnings:
+                logger.warning("warning: %s", warning)
+            return execute(loaded, local=options.local)
     except TltrainError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise TimeLimitError in the main thread once `seconds` have passed in a `with` block."""
+    if seconds is None:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        what = f"the run has not ended within {seconds:g} s"
+        raise TimeLimitError(what, "Give it longer (--max-duration) and start it again: it goes on where it was")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 if __name__ == "__main__":

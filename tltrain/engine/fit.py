@@ -6,7 +6,7 @@ import concurrent.futures
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray.train
@@ -19,7 +19,7 @@ from tltrain.engine.plan import Request
 from tltrain.engine.preflight import preflight
 from tltrain.engine.retry import Cause, classify, decide
 from tltrain.engine.worker import train_worker
-from tltrain.errors import ResourceError, RunError, TltrainError
+from tltrain.errors import LostError, OutOfMemoryError, PreemptedError, RunError, TltrainError
 from tltrain.lease import begin_workers
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
@@ -118,12 +118,19 @@ def retry_or_raise(error: TrainingFailedError, failures_before: int, max_failure
         if isinstance(failure, TltrainError):
             raise failure from None
     if cause is Cause.OUT_OF_MEMORY:
-        raise ResourceError(
+        raise OutOfMemoryError(
             "a GPU ran out of memory", "Double train.accumulation_steps: the result stays the same"
         ) from error
-    raise RunError(
+    raise _error_type(cause, failures)(
         f"{decision.reason}.\n{error}", "Run the same command again to go on from the newest checkpoint"
     ) from error
+
+
+def _error_type(cause: Cause, failures: Sequence[BaseException]) -> type[RunError]:
+    """Return the error that says whether the run is worth starting again."""
+    if cause is not Cause.LOST:
+        return RunError
+    return PreemptedError if any(type(failure).__name__ == "PreemptionError" for failure in failures) else LostError
 
 
 def unwrap(error: TrainingFailedError) -> list[BaseException]:

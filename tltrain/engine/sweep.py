@@ -28,7 +28,7 @@ from tltrain.engine.schedulers import run_ahead
 from tltrain.engine.sweep_record import SweepRecord
 from tltrain.engine.tuning import run_tune
 from tltrain.engine.winner import begin_winner, end_winner
-from tltrain.errors import ResourceError, RunError
+from tltrain.errors import OutOfMemoryError, RunError
 from tltrain.lease import begin_workers
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec, SweepSpec
@@ -196,7 +196,7 @@ class _Driver:
             return False
         lanes = ray.get(self._broker.halve_lanes.remote())
         if lanes == 0:
-            raise ResourceError(
+            raise OutOfMemoryError(
                 "a single lane does not fit the memory", "Double train.accumulation_steps: the result stays the same"
             ) from error
         logger.warning("out of memory; going on with at most %d lanes at a time", lanes)

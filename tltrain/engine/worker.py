@@ -10,6 +10,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from tltrain.environment import take_secrets
 from tltrain.lease import join
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
@@ -27,6 +28,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 def open_run(config: dict[str, Any]) -> RunFolder:
     """Return the run folder; it refuses this worker's writes once another attempt has taken over."""
+    take_secrets()
     return RunFolder(join(RunFolder.open(config["run"]).folder, config["lease"]))
 
 
