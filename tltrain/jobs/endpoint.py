@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from tltrain.errors import Problem, ResourceError, SpecError
 from tltrain.jobs.clusters import AddressCluster, LoadedCluster, LocalCluster, RayUpCluster, SshTunnel
@@ -132,14 +135,11 @@ def _launcher_command(cluster: RayUpCluster, port: int) -> list[str]:
 @contextmanager
 def _tunnel(command: Sequence[str], port: int, name: str) -> Iterator[None]:
     """Run a command that forwards `port` until the end of the block. Raises ResourceError where it does not."""
-    # Its own session: Ctrl-C is for us, and we close the tunnel. The open pipe keeps Ray's remote shell waiting.
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    environment = without_ray(os.environ)
-    with _terminated(subprocess.Popen(command, **pipes, env=environment, start_new_session=True)) as process:
+    with tempfile.TemporaryFile() as said, _running(command, said) as process:
         deadline = time.monotonic() + TUNNEL_WAIT_S
         while not _listens(port):
             if process.poll() is not None:
-                raise _no_tunnel(name, process)
+                raise _no_tunnel(name, process.returncode, said)
             if time.monotonic() > deadline:
                 what = f"no tunnel to {name} within {TUNNEL_WAIT_S:.0f} s"
                 raise ResourceError(what, "Check that the host is up and can be reached by ssh")
@@ -148,23 +148,36 @@ def _tunnel(command: Sequence[str], port: int, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _terminated(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """End a process, and what it started, at the end of the block."""
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, 15)
+def _running(command: Sequence[str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that is ended, with what it started, at the end of the block."""
+    # Its own session: Ctrl-C is for us, and we close the tunnel. The open pipe keeps Ray's remote shell waiting.
+    with subprocess.Popen(
+        command,
+        env=without_ray(os.environ),
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
         try:
-            process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.communicate()
+            yield process
+        finally:
+            _end(process)
 
 
-def _no_tunnel(name: str, process: subprocess.Popen[bytes]) -> ResourceError:
-    said = process.communicate()[0].decode("utf-8", "replace").strip().splitlines()
-    reason = printable(said[-1], 200) if said else f"it ended with code {process.returncode}"
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal_number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+            return
+
+
+def _no_tunnel(name: str, code: int, said: IO[bytes]) -> ResourceError:
+    said.seek(0)
+    lines = said.read().decode("utf-8", "replace").strip().splitlines()
+    reason = printable(lines[-1], 200) if lines else f"it ended with code {code}"
     return ResourceError(f"no tunnel to {name}: {reason}", "Check host, user and key; `ssh HOST true` must work")
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -25,13 +23,12 @@ from tltrain.jobs.clusters import LocalCluster
 from tltrain.jobs.endpoint import ray_program
 from tltrain.jobs.local_state import LocalState, read_state, write_state
 from tltrain.jobs.processes import Process
+from tltrain.jobs.start_hook import HOOK, LOOPBACK
 
-HOST = "127.0.0.1"
 START_WAIT_S = 120.0
 END_GRACE_S = 15.0
 LOG_FILE = "head.log"
 _LOCK_WAIT_S = 180.0
-_ROCKSDB_SINCE = (2, 60)
 
 
 def up(name: str, cluster: LocalCluster) -> tuple[LocalState, bool]:
@@ -73,8 +70,8 @@ def log_path(name: str) -> Path:
 
 def start_command(cluster: LocalCluster, *, temp_dir: str, ports: dict[str, int]) -> list[str]:
     """The command that is the head: it runs until it is ended, and ends its children then."""
-    command = [ray_program(), "start", "--head", "--block", "--disable-usage-stats", "--no-monitor"]
-    command += [f"--temp-dir={temp_dir}", f"--dashboard-host={HOST}", f"--node-ip-address={HOST}"]
+    command = [ray_program(), "start", "--head", "--block", "--disable-usage-stats"]
+    command += [f"--temp-dir={temp_dir}", f"--dashboard-host={LOOPBACK}"]
     command += [f"--{option}={port}" for option, port in ports.items()]
     command += ["--min-worker-port=0", "--max-worker-port=0"]  # any that are free, whatever else runs here
     if cluster.num_cpus is not None:
@@ -89,18 +86,13 @@ def environment(name: str) -> dict[str, str]:
     own = local_state.without_ray(os.environ)
     own["PATH"] = f"{Path(sys.executable).parent}:{own.get('PATH', os.defpath)}"
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(local_state.token_path(name))}
-    own |= {"RAY_USAGE_STATS_ENABLED": "0"}
-    if _ray_version() >= _ROCKSDB_SINCE:  # the cluster's memory of its jobs outlives the head
-        storage = local_state.state_dir(name) / "gcs"
-        local_state.make_private_dir(storage)
-        own |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(storage)}
-    return own
+    return own | {"RAY_START_HOOK": HOOK, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def _start(name: str, cluster: LocalCluster) -> LocalState:
     ports = _ports(cluster)
     temp_dir = tempfile.mkdtemp(prefix=f"tltrain-{name[:16]}-", dir="/tmp")  # short: Ray keeps sockets in it
-    url, gcs_address = f"http://{HOST}:{ports['dashboard-port']}", f"{HOST}:{ports['port']}"
+    url, gcs_address = f"http://{LOOPBACK}:{ports['dashboard-port']}", f"{LOOPBACK}:{ports['port']}"
     command = start_command(cluster, temp_dir=temp_dir, ports=ports)
     log = log_path(name)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -131,29 +123,29 @@ def _start(name: str, cluster: LocalCluster) -> LocalState:
 
 
 def _clear(name: str, state: LocalState) -> None:
-    """End what is left of a head and forget it; its token and its jobs' records stay."""
+    """End what is left of a head and forget it; its token stays for the next one."""
     processes.end(state.processes[0], state.processes[1:], grace_s=END_GRACE_S)
     local_state.forget_state(name)
     shutil.rmtree(state.temp_dir, ignore_errors=True)
 
 
 def _wait(name: str, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Wait until the dashboard answers. Raises ResourceError where it does not."""
+    """Wait until the head can be given work. Raises ResourceError where it does not get there."""
     token = local_state.token_path(name).read_text("utf-8").strip()
-    request = urllib.request.Request(f"{url}/api/version", headers={"Authorization": f"Bearer {token}"})
+    request = urllib.request.Request(f"{url}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_WAIT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise _failed(name, log, f"it ended with code {process.returncode}")
-        try:
-            with opener.open(request, timeout=5):
+        # A dashboard that is just starting refuses connections, then answers with errors of its own.
+        with suppress(OSError, LookupError, TypeError, ValueError):
+            with opener.open(request, timeout=5) as answer:
+                nodes = json.load(answer)["data"]["result"]["result"]
+            if any(node["state"] == "ALIVE" for node in nodes):
                 return
-        except urllib.error.HTTPError as error:
-            raise _failed(name, log, f"its dashboard answers {error.code}") from error
-        except OSError:
-            time.sleep(0.2)
-    raise _failed(name, log, f"its dashboard does not answer within {START_WAIT_S:.0f} s")
+        time.sleep(0.1)
+    raise _failed(name, log, f"it cannot be given work within {START_WAIT_S:.0f} s")
 
 
 def _failed(name: str, log: Path, reason: str) -> ResourceError:
@@ -165,24 +157,18 @@ def _failed(name: str, log: Path, reason: str) -> ResourceError:
 def _ports(cluster: LocalCluster) -> dict[str, int]:
     """A free port for each of the head's services. Raises ResourceError where the wanted one is taken."""
     wanted = {"dashboard-port": cluster.dashboard_port}
-    names = ("port", "dashboard-agent-listen-port", "ray-client-server-port")
+    names = ("port", "dashboard-agent-listen-port")
     with ExitStack() as stack:  # all held at once, so that all differ
         ports: dict[str, int] = {}
         for option, port in {**wanted, **dict.fromkeys(names, 0)}.items():
             listener = stack.enter_context(socket.socket())
             try:
-                listener.bind((HOST, port))
+                listener.bind((LOOPBACK, port))
             except OSError as error:
                 what = f"port {port} cannot be listened on: {error.strerror}"
                 raise ResourceError(what, "Choose another dashboard_port; 0 takes a free one") from error
             ports[option] = listener.getsockname()[1]
         return ports
-
-
-def _ray_version() -> tuple[int, int]:
-    found = re.match(r"(\d+)\.(\d+)", version("ray"))
-    assert found is not None, version("ray")
-    return int(found[1]), int(found[2])
 
 
 @contextmanager

@@ -20,17 +20,18 @@ cat > ~/.tltrain/spec.yaml <<'{end}'
 {spec}{end}
 """
 
-# SkyPilot has a Ray of its own on the nodes, on other ports: `ray stop` would end that too, so ours is ended by its id.
+# SkyPilot has a Ray of its own on the nodes (ports 6380, 8266 and Ray's defaults), so ours has other ports and
+# is ended by its id: `ray stop` would end both.
 _RUN = """\
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1
 head_ip=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)
+own_ports="--min-worker-port 0 --max-worker-port 0 --dashboard-agent-listen-port 52465"
 if [ "$SKYPILOT_NODE_RANK" != 0 ]; then
   until ray health-check --address "$head_ip:6379" >/dev/null 2>&1; do sleep 2; done
-  ray start --block --address "$head_ip:6379" --min-worker-port 0 --max-worker-port 0 || true
+  ray start --block --address "$head_ip:6379" $own_ports || true  # ends with the head
   exit 0
 fi
-ray start --block --head --port 6379 --dashboard-host 127.0.0.1 --dashboard-port 8266 \\
-  --ray-client-server-port 0 --temp-dir /tmp/tltrain-ray --min-worker-port 0 --max-worker-port 0 &
+ray start --block --head --port 6379 --dashboard-host 127.0.0.1 --ray-client-server-port 20001 $own_ports &
 ray_id=$!
 until ray health-check --address "$head_ip:6379" >/dev/null 2>&1; do
   kill -0 "$ray_id" || exit 1
