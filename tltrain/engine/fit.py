@@ -11,9 +11,11 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from tltrain.engine.alone import WorkerHungError
 from tltrain.engine.cluster import connected, wait_for_room
 from tltrain.engine.plan import Request
 from tltrain.engine.preflight import preflight
@@ -27,6 +29,8 @@ from tltrain.spec.schema import Spec
 logger = logging.getLogger(__name__)
 
 RAY_FOLDER = "ray"
+GROUP_FAILURES = (TrainingFailedError, RayError, WorkerHungError)
+"""What a worker group may end with."""
 
 
 def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def build_trainer(
     )
 
 
-def retry_or_raise(error: TrainingFailedError, failures_before: int, max_failures: int) -> None:
+def retry_or_raise(error: BaseException, failures_before: int, max_failures: int) -> None:
     """Wait for the next attempt, or raise what the user should see."""
     failures = unwrap(error)
     cause = classify(failures)
@@ -133,8 +137,10 @@ def _error_type(cause: Cause, failures: Sequence[BaseException]) -> type[RunErro
     return PreemptedError if any(type(failure).__name__ == "PreemptionError" for failure in failures) else LostError
 
 
-def unwrap(error: TrainingFailedError) -> list[BaseException]:
+def unwrap(error: BaseException) -> list[BaseException]:
     """Return the exceptions behind Ray's: one per failed worker, or the controller's."""
+    if isinstance(error, RayTaskError):
+        return [error.cause]
     failures: list[BaseException] = list(getattr(error, "worker_failures", {}).values())
     controller_failure = getattr(error, "controller_failure", None)
     if controller_failure is not None:

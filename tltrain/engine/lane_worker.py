@@ -26,11 +26,14 @@ SAVE_INTERVAL_S = 30.0
 WINNER = "winner"
 
 
-def lane_worker(config: dict[str, Any]) -> dict[str, float]:
-    """Run one rank of group `config["group"]`. Returns the seconds it spent per phase."""
+def lane_worker(config: dict[str, Any], group: Group | None = None) -> dict[str, float]:
+    """Run one rank of group `config["group"]`, by default the one that Ray Train has made it.
+
+    Returns the seconds it spent per phase.
+    """
     if config["python_path"] not in sys.path:
         sys.path.insert(0, config["python_path"])
-    worker = _LaneWorker(config, current_group())
+    worker = _LaneWorker(config, group or current_group())
     return worker.run()
 
 

@@ -48,6 +48,7 @@ LOSSES = (
     "ActorUnavailableError",
     "NodeDiedError",
     "WorkerCrashedError",
+    "WorkerHungError",
     "WorkerHealthCheckTimeoutError",
     "WorkerHealthCheckFailedError",
     "WorkerGroupStartupFailedError",

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.train.v2.api.exceptions import TrainingFailedError
 
+from tltrain.engine.alone import run_alone
 from tltrain.engine.broker import Ticket
 from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected, live_nodes, wait_for_room
-from tltrain.engine.fit import RAY_FOLDER, build_trainer, retry_or_raise, unwrap
+from tltrain.engine.fit import GROUP_FAILURES, RAY_FOLDER, build_trainer, retry_or_raise, unwrap
 from tltrain.engine.lane_worker import WINNER, lane_worker
 from tltrain.engine.plan import Request, capacity
 from tltrain.engine.preflight import preflight
@@ -180,17 +180,21 @@ class _Driver:
                 "attempt": self._attempt,
                 "lease": begin_workers(self._run.folder, str(index)),
             }
-            name = f"group-{index}-{failures}-{time.time_ns()}"
-            trainer = build_trainer(lane_worker, config, self._spec, self._run, self._request, name=name)
             try:
-                return trainer.fit().return_value or {}
-            except TrainingFailedError as error:
+                return self._run_workers(config, f"group-{index}-{failures}-{time.time_ns()}")
+            except GROUP_FAILURES as error:
                 if not self._has_fewer_lanes(error):
                     retry_or_raise(error, failures, self._spec.resources.max_failures)
                     failures += 1
             ray.get(self._broker.restart.remote(index))
 
-    def _has_fewer_lanes(self, error: TrainingFailedError) -> bool:
+    def _run_workers(self, config: dict[str, Any], name: str) -> dict[str, float]:
+        if self._request.max_workers == 1:
+            return run_alone(lane_worker, config, self._spec, self._run, self._request)
+        trainer = build_trainer(lane_worker, config, self._spec, self._run, self._request, name=name)
+        return trainer.fit().return_value or {}
+
+    def _has_fewer_lanes(self, error: BaseException) -> bool:
         """Halve the lanes that train at a time where memory ran out; return whether that helps."""
         if classify(unwrap(error)) is not Cause.OUT_OF_MEMORY:
             return False

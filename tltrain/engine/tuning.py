@@ -85,7 +85,9 @@ def run_tune(
         _seeded(spec.seed),
         tempfile.TemporaryDirectory(prefix="tltrain-tune-", ignore_cleanup_errors=True) as folder,
     ):
-        processes = min(num_trials, PROCESSES_PER_GROUP * num_groups)
+        # Nothing waits for the trials of a plain search: their lanes train without them.
+        is_plain = spec.sweep.scheduler == "fifo" and searcher is None
+        processes = 1 if is_plain else min(num_trials, PROCESSES_PER_GROUP * num_groups)
         tuner = tune.Tuner(
             _make_trainable(spec, broker, processes),
             param_space=None if searcher else {"lane": tune.grid_search([_lane(trial) for trial in trials])},

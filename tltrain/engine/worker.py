@@ -6,8 +6,6 @@ import os
 import sys
 from typing import Any
 
-import ray.train
-import ray.train.torch
 import torch
 
 from tltrain.environment import take_secrets
@@ -34,6 +32,8 @@ def open_run(config: dict[str, Any]) -> RunFolder:
 
 def current_group() -> Group:
     """Return this worker's place as Ray Train sees it; Ray has started the process group already."""
+    import ray.train.torch  # seconds of imports, and workers without Ray Train need none of it
+
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device)
@@ -49,4 +49,6 @@ def current_group() -> Group:
 
 
 def _report(row: dict[str, Any]) -> None:
+    import ray.train
+
     ray.train.report(row)

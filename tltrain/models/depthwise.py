@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -62,15 +62,14 @@ class _SmallMap(torch.autograd.Function):
         return F.conv2d(input, weight, bias, stride, padding, groups=weight.shape[0])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         (gradient,) = gradients
         input, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         for_input = None
         if needs_input:
-            for_input = torch.nn.grad.conv2d_input(
-                input.shape, weight, gradient, ctx.stride, ctx.padding, groups=weight.shape[0]
+            for_input = conv2d_input(
+                list(input.shape), weight, gradient, ctx.stride, ctx.padding, groups=weight.shape[0]
             )
         for_weight = _weight_gradient(input, weight, gradient, ctx.stride, ctx.padding) if needs_weight else None
         return for_input, for_weight, gradient.sum((0, 2, 3)) if needs_bias else None, None, None
