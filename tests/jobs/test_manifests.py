@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +348,28 @@ def test_the_spec_of_a_task_is_written_unchanged(tmp_path: Path) -> None:
 def test_what_a_task_cannot_say_is_refused(text: str, said: str) -> None:
     with pytest.raises(SpecError, match=said):
         manifest_text(spec(), cluster(text), "skypilot")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_skypilots_own_parser_takes_a_task(tmp_path: Path) -> None:
+    python = tmp_path / "env/bin/python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    installed = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "skypilot"], capture_output=True, check=False
+    )
+    if installed.returncode != 0:
+        pytest.skip("skypilot cannot be installed here")
+    path = tmp_path / "task.yaml"
+    path.write_text(manifest_text(spec(), cluster(ACCELERATED), "skypilot"))
+    code = "import sys, sky; t = sky.Task.from_yaml(sys.argv[1]); r, = t.resources\n"
+    code += "print(t.name, t.num_nodes, r.cpus, r.memory, r.accelerators, r.image_id)"
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+    environment |= {"RAY_AUTH_TOKEN": "x", "WANDB_API_KEY": "x"}
+
+    parsed = subprocess.run(
+        [python, "-c", code, str(path)], env=environment, capture_output=True, text=True, check=False
+    )
+
+    expected = "flowers 2 8+ 32+ {'L4': 1} {None: 'docker:registry.example.org/tltrain'}"
+    assert (parsed.returncode, parsed.stdout.strip().splitlines()[-1:]) == (0, [expected]), parsed.stderr
