@@ -20,6 +20,7 @@ from tltrain.jobs.request import JobRequest
 
 logger = logging.getLogger(__name__)
 
+ANSWER_TIMEOUT_S = 15.0  # a head that has just started says after 10 s that it is not ready
 UPLOAD_TIMEOUT_S = 300.0
 _PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 
@@ -59,7 +60,7 @@ class Usage:
 class RayJobs:
     """The jobs of the cluster at an endpoint. Raises NoAnswerError and RefusedError, and never shows the token."""
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self._endpoint = endpoint
         self._timeout_s = timeout_s
         handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
