@@ -19,7 +19,8 @@ from tiny import tiny_spec
 
 from tltrain.engine.cluster import connected
 from tltrain.engine.fit import fit
-from tltrain.errors import DataError, ResourceError
+from tltrain.errors import DataError, ResourceError, RunError
+from tltrain.lease import LEASE_FILE, hold
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import dump_yaml
 from tltrain.spec.schema import Spec
@@ -128,6 +129,23 @@ def test_a_request_that_can_never_be_met_is_refused_with_the_arithmetic(cluster:
     spec = tiny_spec(tmp_path, {"resources": {"num_workers": 64, "gpus_per_worker": 8, "wait_s": 0.1}})
     with pytest.raises(ResourceError, match=r"64 worker\(s\) of 1 CPU \+ 8 GPU .* holds 0"):
         fit(spec, prepared(spec), poll=lambda: None)
+
+
+def test_workers_write_nothing_more_once_another_attempt_has_taken_over(cluster: None, tmp_path: Path) -> None:
+    spec = tiny_spec(tmp_path, {"train.epochs": 50}, name="fenced")
+    run, left = prepared(spec), []
+
+    def take_over() -> None:
+        if run.metrics() and not left:
+            lease = run.read_json(LEASE_FILE)
+            run.write_json(LEASE_FILE, {**lease, "owner": "another", "attempt": 2})
+            left.append(run.folder.read_bytes("run.json"))
+
+    with pytest.raises(RunError, match="another attempt has taken over"), hold(run.folder) as folder:
+        fit(spec, RunFolder(folder), poll=take_over)
+    assert left == [run.folder.read_bytes("run.json")]
+    assert len(run.metrics()) < 50
+    assert run.read_json(LEASE_FILE)["owner"] == "another"
 
 
 def test_an_elastic_run_takes_what_the_cluster_has(cluster: None, tmp_path: Path) -> None:
