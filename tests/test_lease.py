@@ -188,7 +188,15 @@ def test_one_elsewhere_whose_clock_is_behind_is_alive_when_it_is_heard(
     local: Folder, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere(local, age_s=3600)
-    monkeypatch.setattr(lease.time, "sleep", lambda _: elsewhere(local, age_s=3599))
+    sleep, heartbeats = time.sleep, iter([3599])
+
+    def beat_once(seconds: float) -> None:
+        for age_s in heartbeats:
+            elsewhere(local, age_s)
+            return
+        sleep(seconds)
+
+    monkeypatch.setattr(lease.time, "sleep", beat_once)
     with pytest.raises(ResourceError, match="on far"), hold(local):
         pass
 
