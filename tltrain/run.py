@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import json
 import logging
@@ -11,7 +12,7 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ sys.modules[__name__].__class__ = _Module
 def _execute_on_ray(spec: Spec, run: RunFolder) -> int:
     if _is_finished(spec, run):
         return _tell_finished(run)
-    facts = _facts(spec, run, workers=_workers_text(spec))
-    with _attempt(spec, run) as run:
+    with (
+        _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as facts,
+        _attempt(spec, run) as run,
+    ):
         _write_lines(lines.header(facts))
 
         from tltrain.engine.fit import fit
@@ -92,12 +95,29 @@ def _execute_on_ray(spec: Spec, run: RunFolder) -> int:
 def _execute_sweep(spec: Spec, run: RunFolder) -> int:
     if _is_finished(spec, run):
         return _tell_finished(run)
+    with _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as facts:
+        run = _sweep(spec, run, facts)
+    return _print_result(run)
+
+
+@contextlib.contextmanager
+def _while_ray_starts(function: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield what `function` returns, connected to Ray: both take seconds, most of which Ray spends waiting."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="facts") as executor:
+        future = executor.submit(function)
+        from tltrain.engine.cluster import connected
+
+        with connected():
+            yield future.result()
+
+
+def _sweep(spec: Spec, run: RunFolder, facts: Mapping[str, Any]) -> RunFolder:
+    """Run the sweep, show how it goes, and return its folder."""
     from tltrain.engine.sweep import sweep
     from tltrain.report.page import write_report
     from tltrain.report.trial_lines import TrialFollower, winner_lines
     from tltrain.terminal import shown_in_place
 
-    facts = _facts(spec, run, workers=_workers_text(spec))
     shares = {stage["name"]: stage["forward_share"] for stage in facts["stages"]}
     with _attempt(spec, run) as run:
         run.update(kind="sweep", classes=facts["classes"])
@@ -108,7 +128,7 @@ def _execute_sweep(spec: Spec, run: RunFolder) -> int:
         run.update(state="finished", finished_at=time.time(), **summary)
         write_report(run)
     print("\n".join([*follower.grid(run), *winner_lines(run.state(), _confirmed(run))]), flush=True)
-    return _print_result(run)
+    return run
 
 
 def _confirmed(run: RunFolder) -> list[dict[str, Any]]:

@@ -287,7 +287,7 @@ class Broker:
                 continue  # dropped in the meantime
             lane.epoch += 1
             lane.rows[lane.epoch] = dict(row)
-            ends = lane.epoch >= lane.ticket.epochs or bool(row.get("is_stopped"))
+            ends = lane.epoch >= lane.ticket.epochs or bool(row.get("is_last"))
             lane.state = State.FINISHED if ends else State.WAITING
             if ends:
                 self._forget(lane)

@@ -100,7 +100,7 @@ class _LaneWorker:
             return
         rows, errors = self._lanes.train_epoch(lanes, epoch)
         if self._group.broadcast(time.monotonic() - self._saved_at > SAVE_INTERVAL_S):
-            going_on = [row["lane"] for row in rows if not row["is_stopped"]]
+            going_on = [row["lane"] for row in rows if not row["is_last"]]
             names = self._lanes.save(going_on, epoch + 1)
             self._tell("complete", rows, errors)
             self._tell("complete_save", names)

@@ -70,7 +70,7 @@ class SweepRecord:
                 self.add([Trial(event.trial, event.data)])
             elif event.kind == "row" and (event.trial, event.epoch) not in self._seen:
                 self._seen.add((event.trial, event.epoch))  # a lane that went back trains some epochs twice
-                row = {key: value for key, value in event.data.items() if key != "is_stopped"}
+                row = {key: value for key, value in event.data.items() if key != "is_last"}
                 self._new_rows.append(row)
                 self.rows.append(row)
                 if entry is not None:

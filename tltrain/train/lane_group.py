@@ -107,7 +107,7 @@ class LaneGroup:
         """Train the lanes of `trials` through `epoch` (0-based) and validate them.
 
         They share batches. Returns a row for each lane that went well, and trial -> error for each whose loss is not
-        finite; these are forgotten. Rows say in `is_stopped` whether early stopping has ended the lane.
+        finite; these are forgotten. Rows say in `is_last` whether the lane has ended with them.
         """
         members = [self._members[trial] for trial in trials]
         bench, lanes = members[0].bench, [member.lane for member in members]
@@ -121,7 +121,11 @@ class LaneGroup:
         rows = bench.cohort.end_epoch(healthy, epoch, bench.validation) if healthy else []
         for trial in errors:
             self.drop(trial)
-        return [row | {"is_stopped": self._members[row["lane"]].lane.is_stopped} for row in rows], errors
+        return [row | {"is_last": self._has_ended(row["lane"], epoch)} for row in rows], errors
+
+    def _has_ended(self, trial: str, epoch: int) -> bool:
+        lane = self._members[trial].lane
+        return lane.is_stopped or epoch + 1 >= lane.clock.epochs
 
     def _diverged(self, lanes: Sequence[Lane]) -> dict[str, str]:
         errors = {}
