@@ -17,7 +17,7 @@ PROJECT_DIR = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT_DIR / "README.md", *sorted((PROJECT_DIR / "docs").glob("*.md"))]
 
 # A verb is named where a command is shown: in a code span, at the beginning of a line of code, or behind a prompt.
-VERB = re.compile(r"(?:`|^ {4}|^\$ (?:\.venv/bin/)?|^)tltrain ((?:-\S+ )*)([a-z]+)(?: ([a-z]+)\b)?", re.MULTILINE)
+VERB = re.compile(r"(?:`|^ {4}|^\$ (?:\.venv/bin/)?|^)tltrain ((?:-\S+ )*)([a-z][a-z-]*)(?: ([a-z]+)\b)?", re.MULTILINE)
 
 
 def reference() -> str:
