@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tltrain.engine.broker_actor import Event
-from tltrain.engine.sweep import best_row, lane_cost, mean_and_interval
+from tltrain.engine.sweep import best_row, mean_and_interval
+from tltrain.engine.tickets import lane_cost
 from tltrain.engine.sweep_record import SweepRecord
 from tltrain.engine.tuning import Outcome
 from tltrain.run_folder import RunFolder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import logging
 import math
 import statistics
@@ -26,13 +25,14 @@ from tltrain.engine.preflight import preflight
 from tltrain.engine.retry import Cause, classify
 from tltrain.engine.schedulers import run_ahead
 from tltrain.engine.sweep_record import SweepRecord
+from tltrain.engine.tickets import distinct_in_frozen_part, make_ticket
 from tltrain.engine.tuning import run_tune
 from tltrain.engine.winner import begin_winner, end_winner
 from tltrain.errors import OutOfMemoryError, RunError
 from tltrain.lease import begin_workers
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec, SweepSpec
-from tltrain.spec.space import Trial, apply, check_all, cohort_key, propose
+from tltrain.spec.space import Trial, check_all, propose
 from tltrain.train.lane_group import newest_state
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 ALL_LANES = 100_000
 SECOND_PASSES = 2
 """Guess of how often the same images are gone through again by lanes that start later."""
-MAX_LIKELY = 64
-"""Sets of values for whose lanes taps are computed beforehand."""
 STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
 
@@ -82,28 +80,6 @@ def count_groups(request: Request, num_trials: int) -> int:
     """Return how many worker groups the cluster holds side by side, no more than there are trials."""
     room = sum(capacity(request, node) for node in live_nodes())
     return max(1, min(room // request.min_workers, num_trials))
-
-
-def make_ticket(spec: Spec, shares: Mapping[str, float], trial: str, values: dict[str, Any]) -> Ticket:
-    """Return the ticket of a lane that starts from the pretrained network."""
-    own = apply(spec, Trial(trial, values))
-    return Ticket(trial, values, cohort_key(own), own.train.epochs, cost=lane_cost(own.model.freeze_depth, shares))
-
-
-def distinct_in_frozen_part(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Return the values of `trials` without the optimiser's, each once: lanes that differ in these alone share taps."""
-    others = ({k: v for k, v in trial.values.items() if not k.startswith("optim.")} for trial in trials)
-    return list({json.dumps(values, sort_keys=True): values for values in others}.values())[:MAX_LIKELY]
-
-
-def lane_cost(freeze_depth: int | str, shares: Mapping[str, float]) -> float:
-    """Return the cost of a lane's epoch in forward passes of the network: forward and backward above the cut."""
-    names = list(shares)
-    if freeze_depth == "all":
-        depth = len(names) - 1
-    else:
-        depth = freeze_depth if isinstance(freeze_depth, int) else names.index(freeze_depth) + 1
-    return 3 * sum(list(shares.values())[depth:]) + 0.01
 
 
 class _Driver:
