@@ -226,6 +226,8 @@ def test_the_cluster_file_decides_about_deadline_retries_queue_and_token(shipped
     assert "activeDeadlineSeconds" not in plain["spec"]
     assert plain["spec"]["suspend"] is False
     assert "kueue.x-k8s.io/queue-name" not in plain["metadata"]["labels"]
+    _, queued = objects(spec(), cluster(f"{SMALL}queue: team\n"))
+    assert queued["spec"]["suspend"] is True
 
 
 def test_secrets_travel_as_references(monkeypatch: pytest.MonkeyPatch) -> None:
