@@ -10,16 +10,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from tltrain.errors import SpecError
-from tltrain.jobs.clusters import (
-    KINDS,
-    AddressCluster,
-    Cluster,
-    KubeRayCluster,
-    LocalCluster,
-    RayUpCluster,
-    load_cluster,
-    parse_cluster,
-)
+from tltrain.jobs.cluster_kinds import KINDS, AddressCluster, Cluster, KubeRayCluster, LocalCluster, RayUpCluster
+from tltrain.jobs.clusters import load_cluster, parse_cluster
 from tltrain.jobs.launcher import read_launcher_file, token_problems
 
 ADDRESS = "kind: address\n"

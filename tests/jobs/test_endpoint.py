@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tltrain.errors import ResourceError, SpecError
-from tltrain.jobs.clusters import LoadedCluster, SshTunnel, parse_cluster
+from tltrain.jobs.cluster_kinds import SshTunnel
+from tltrain.jobs.clusters import LoadedCluster, parse_cluster
 from tltrain.jobs.endpoint import Endpoint, reach, resolve, ssh_command
 from tltrain.jobs.local_state import make_token, state_dir, token_path
 from tltrain.jobs.processes import Process

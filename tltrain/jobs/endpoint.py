@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO
 
 from tltrain.errors import Problem, ResourceError, SpecError
-from tltrain.jobs.clusters import AddressCluster, LoadedCluster, LocalCluster, RayUpCluster, SshTunnel
+from tltrain.jobs.cluster_kinds import AddressCluster, LocalCluster, RayUpCluster, SshTunnel
+from tltrain.jobs.clusters import LoadedCluster
 from tltrain.jobs.local_state import read_state, token_path, without_ray
 from tltrain.spec.yaml_text import printable
 

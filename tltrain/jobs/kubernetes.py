@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
-from tltrain.jobs.clusters import KubeRayCluster, WorkerGroup
+from tltrain.jobs.cluster_kinds import KubeRayCluster, WorkerGroup
 from tltrain.jobs.request import SECRETS_VARIABLE
 
 Json: TypeAlias = dict[str, Any]

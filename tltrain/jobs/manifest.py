@@ -8,7 +8,8 @@ from typing import Any
 
 from tltrain.errors import Problem, ResourceError, SpecError
 from tltrain.jobs import kubernetes, skypilot
-from tltrain.jobs.clusters import KubeRayCluster, LoadedCluster, WorkerGroup
+from tltrain.jobs.cluster_kinds import KubeRayCluster, WorkerGroup
+from tltrain.jobs.clusters import LoadedCluster
 from tltrain.jobs.request import check_no_secrets, local_paths
 from tltrain.spec.load import LoadedSpec, dump_yaml
 from tltrain.spec.schema import DataSpec, ElasticWorkers, ResourcesSpec, Spec

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 
 from tltrain.errors import Problem, SpecError
-from tltrain.jobs.clusters import KubeRayCluster, WorkerGroup
+from tltrain.jobs.cluster_kinds import KubeRayCluster, WorkerGroup
 
 _END = "END_OF_SPEC"  # no line of a spec is this word: each has a colon or a dash
 
