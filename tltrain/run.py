@@ -278,17 +278,22 @@ def explain(loaded: LoadedSpec, *, as_json: bool) -> int:
     return 0
 
 
-def plan(loaded: LoadedSpec, *, as_json: bool) -> int:
+def plan(loaded: LoadedSpec, cluster: str | None, *, as_json: bool) -> int:
     """Print the trials of `loaded` and the hours they would take, here or on the cluster of RAY_ADDRESS.
 
-    Returns the exit code. Raises ResourceError with the arithmetic where a worker group does not fit.
+    cluster: name or path of a cluster file, whose price per hour gives the cost. Returns the exit code. Raises
+    ResourceError with the arithmetic where a worker group does not fit.
     """
     from tltrain.engine.room import find_room
-    from tltrain.report.plan_lines import plan_lines
+    from tltrain.jobs.clusters import load_cluster
+    from tltrain.report.plan_lines import plan_lines, with_cost
     from tltrain.train.planning import plan as work_out
 
+    described = load_cluster(cluster).cluster if cluster is not None else None
     room = find_room(loaded.spec.resources)
     worked_out = work_out(loaded.spec, groups=room.groups, workers=room.workers, device=room.device).to_dict()
+    if described is not None:
+        worked_out = with_cost(worked_out, described.price_per_worker_hour, described.currency)
     print(json.dumps(worked_out, indent=2) if as_json else "\n".join(plan_lines(worked_out, room.where)))
     return 0
 

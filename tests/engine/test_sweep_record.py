@@ -9,8 +9,8 @@ import pytest
 
 from tltrain.engine.broker_actor import Event
 from tltrain.engine.sweep import best_row, mean_and_interval
-from tltrain.engine.tickets import lane_cost
 from tltrain.engine.sweep_record import SweepRecord
+from tltrain.engine.tickets import lane_cost
 from tltrain.engine.tuning import Outcome
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import SweepSpec

@@ -11,7 +11,7 @@ from tiny import tiny_spec
 
 import tltrain.run as far_side
 from tltrain.errors import ResourceError
-from tltrain.report.plan_lines import plan_lines
+from tltrain.report.plan_lines import plan_lines, with_cost
 from tltrain.spec.load import dump_yaml, load_spec
 from tltrain.train.calibration import Calibration, CutCost, LaneCost
 from tltrain.train.estimate import LanePlan, estimate
@@ -63,10 +63,17 @@ def test_a_plan_counts_trials_and_measures_without_leaving_anything(tmp_path: Pa
     assert json.loads(json.dumps(found.to_dict()))["trials"] == 6
     assert all(len(line) <= 80 for line in plan_lines(found.to_dict(), "this machine"))
 
+    priced = with_cost(found.to_dict(), 2.5, "EUR")
+    assert priced["cost"]["in_lanes"] == pytest.approx(2 * 2.5 * found.hours_in_lanes)
+    lines = plan_lines(priced, "this machine")
+    assert all(len(line) <= 80 for line in lines)
+    assert sum("EUR" in line for line in lines) == 2
+    assert any("price_per_worker_hour" in note for note in with_cost(found.to_dict(), None, "EUR")["notes"])
+
 
 def test_what_fits_no_machine_is_refused_with_the_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     path = tmp_path / "tiny.yaml"
     path.write_text(dump_yaml(tiny_spec(tmp_path, {"resources.cpus_per_worker": 5000})))
     with pytest.raises(ResourceError, match="of 5000 CPU are asked for and the cluster holds 0"):
-        far_side.plan(load_spec(path), as_json=True)
+        far_side.plan(load_spec(path), None, as_json=True)

@@ -17,12 +17,19 @@ def add_verbs(app: typer.Typer) -> None:
     app.add_typer(sweeps)
 
 
-def plan(spec: SpecPath, sets: Sets = None, as_json: AsJson = False) -> None:
+def plan(
+    spec: SpecPath,
+    sets: Sets = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="NAME", help="Cluster file whose price gives the cost.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show trials, time and cost of a sweep, without training."""
     loaded = load(spec, sets)
     from tltrain.run import plan as plan_spec
 
-    raise typer.Exit(plan_spec(loaded, as_json=as_json))
+    raise typer.Exit(plan_spec(loaded, cluster, as_json=as_json))
 
 
 @sweeps.command()

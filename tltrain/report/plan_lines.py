@@ -9,6 +9,15 @@ from typing import Any
 WIDTH = 80
 
 
+def with_cost(plan: Mapping[str, Any], price: float | None, currency: str) -> dict[str, Any]:
+    """Return a plan with what its hours cost at `price` per worker and hour; with a note where there is no price."""
+    if price is None:
+        return {**plan, "notes": [*plan["notes"], "the cluster file has no price_per_worker_hour, so no cost is shown"]}
+    each = plan["groups"] * plan["workers_per_group"] * price
+    costs = {name: each * plan[f"hours_{name}"] for name in ("in_lanes", "trial_by_trial")}
+    return {**plan, "cost": {**costs, "price_per_worker_hour": price, "currency": currency}}
+
+
 def plan_lines(plan: Mapping[str, Any], where: str) -> list[str]:
     """Return what a plan says: counts, depths, hours, taps. `where`: the machine or the cluster it was made for."""
     groups, workers = plan["groups"], plan["workers_per_group"]
@@ -37,11 +46,24 @@ def plan_lines(plan: Mapping[str, Any], where: str) -> list[str]:
 
 
 def _hours(plan: Mapping[str, Any]) -> list[str]:
-    alone = _duration(plan["hours_trial_by_trial"])
+    alone = _taken(plan, "trial_by_trial")
     if plan["search"] == "none":
         return [f"Time        {alone}"]
-    together = _duration(plan["hours_in_lanes"])
-    return [f"In lanes    {together}, the winner's own run included", f"One by one  {alone}, trial by trial"]
+    together = _taken(plan, "in_lanes")
+    return [f"In lanes    {together}, with the winner's own run", f"One by one  {alone}, trial by trial"]
+
+
+def _taken(plan: Mapping[str, Any], way: str) -> str:
+    """Return the time and the workers' hours of one way to train, and its cost where a price is known."""
+    hours = plan[f"hours_{way}"]
+    text = f"{_duration(hours)}, {_number(plan['groups'] * plan['workers_per_group'] * hours)} worker hours"
+    cost = plan.get("cost")
+    return text if cost is None else f"{text}, {_number(cost[way])} {cost['currency']}"
+
+
+def _number(value: float) -> str:
+    """Return a number with two digits that count, or two after the point."""
+    return f"{value:.2g}" if value < 1 else f"{value:,.2f}"
 
 
 def _wrapped(label: str, texts: Iterable[str]) -> list[str]:
