@@ -65,7 +65,7 @@ class FakeGroup:
                 self.lanes[ticket.trial] = (ticket, ticket.start_epoch)
             if work.task is Task.SAVE:
                 names = {trial: f"{trial}@{self.lanes[trial][1]}" for trial in work.lanes}
-                ray.get(self.broker.complete_save.remote(names))
+                ray.get(self.broker.complete_save.remote(names, {}))
             else:
                 time.sleep(self.seconds_per_epoch)
                 self._train(work)

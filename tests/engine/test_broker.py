@@ -130,6 +130,22 @@ def test_a_group_that_died_builds_its_lanes_anew() -> None:
     assert [added.trial for added in work.added] == ["t0"]
 
 
+def test_the_lanes_of_a_group_that_will_not_come_back_go_to_the_others() -> None:
+    made = broker(*(ticket(f"t{i}", epochs=1) for i in range(4)), num_groups=2)
+    gone = made.take(0)
+    assert gone is not None
+    made.retire(0)
+    trained: list[str] = []
+    while (work := made.take(1)) is not None:
+        trained += work.lanes
+        made.complete([{"lane": trial} for trial in work.lanes], {})
+    assert sorted(trained) == ["t0", "t1", "t2", "t3"]
+    made.request_finish(ticket("t0"))
+    finishing = made.take(1)
+    assert finishing is not None
+    assert finishing.task is Task.FINISH
+
+
 def test_out_of_memory_halves_the_lanes_that_a_group_held_down_to_none() -> None:
     made = broker(*(ticket(f"t{i}") for i in range(5)), max_lanes=1000)
     limits = []

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
 from test_fit import digest, prepared
 from tiny import tiny_spec
 
 from tltrain.engine import preflight
 from tltrain.engine.cluster import live_nodes, wait_for_room
 from tltrain.engine.fit import fit
+from tltrain.engine.sweep import sweep
+from tltrain.engine.sweep_record import SweepRecord
 from tltrain.errors import ResourceError
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
@@ -94,3 +97,37 @@ def test_a_node_lost_in_mid_training_costs_a_restart_and_no_bit(cluster: Cluster
     assert struck.state()["attempts"] == 2
     assert digest(struck) == digest(clean)
     assert [row["epoch"] for row in RunFolder.open(struck.uri).metrics()] == list(range(1, 9))
+
+
+@pytest.mark.slow
+def test_lanes_are_spread_over_nodes_and_a_lost_nodes_lanes_go_to_the_others(cluster: Cluster, tmp_path: Path) -> None:
+    space = {"optim.learning_rate": {"grid": [0.01, 0.03, 0.05]}, "model.freeze_depth": {"grid": [2, "all"]}}
+    changes = {"train.epochs": 12, "sweep": {"space": space}}
+    clean, struck = (tiny_spec(tmp_path, changes, name=name) for name in ("clean", "struck"))
+    shares = dict.fromkeys(["a", "b", "c", "d", "e", "head"], 1 / 6)
+    sweep(clean, prepared(clean), shares, poll=lambda _: None)
+    curves = curves_of(RunFolder.at(clean.storage, "clean"))
+    lost: list[str] = []
+
+    def lose_a_node(record: SweepRecord) -> None:
+        if not lost and len(record.rows) >= 6:
+            node = next(iter(cluster.worker_nodes))
+            lost.append(node.node_id)
+            assert len(nodes_of_workers()) == 2
+            cluster.remove_node(node, allow_graceful=False)
+
+    sweep(struck, prepared(struck), shares, poll=lose_a_node)
+    cluster.add_node(num_cpus=1)
+    run = RunFolder.at(struck.storage, "struck")
+    assert lost
+    assert {entry["state"] for entry in run.read_json("trials.json")} == {"finished"}
+    assert curves_of(run) == curves
+
+
+def nodes_of_workers() -> set[str]:
+    """Return the nodes on which workers run."""
+    return {actor.node_id for actor in list_actors() if actor.class_name == "_Alone" and actor.state == "ALIVE"}
+
+
+def curves_of(run: RunFolder) -> dict[tuple[str, int], tuple[float, float]]:
+    return {(row["lane"], row["epoch"]): (row["train_loss"], row["val_loss"]) for row in run.metrics()}

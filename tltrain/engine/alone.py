@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ PING_EVERY_S = 2.0
 HUNG_AFTER_S = 60.0
 """How long a worker may leave a ping unanswered."""
 STARTED_WITHIN_S = 600.0
+_LOOK_EVERY_S = 5.0
 
 
 class WorkerHungError(RuntimeError):
@@ -38,11 +40,20 @@ class _Alone:
         """Say that the process goes on."""
 
 
-def run_alone(worker: Worker, config: dict[str, Any], spec: Spec, run: RunFolder, request: Request) -> Any:
+def run_alone(
+    worker: Worker,
+    config: dict[str, Any],
+    spec: Spec,
+    run: RunFolder,
+    request: Request,
+    *,
+    can_start: Callable[[], bool],
+) -> Any:
     """Call `worker` in a process of its own with the resources of one worker, and return its result.
 
-    It gets `config` with the spec, the run's address and this folder. Raises a RayError, whose `cause` is the worker's
-    own error, or WorkerHungError; the process has ended then.
+    It gets `config` with the spec, the run's address and this folder. can_start: whether the cluster has room for it,
+    asked again and again until it has started. Raises a RayError, whose `cause` is the worker's own error, or
+    WorkerHungError; the process has ended then.
     """
     actor: Any = (
         ray.remote(_Alone)
@@ -57,21 +68,24 @@ def run_alone(worker: Worker, config: dict[str, Any], spec: Spec, run: RunFolder
     config = {"spec": spec.model_dump_json(), "run": run.uri, "python_path": os.getcwd(), **config}
     result = actor.run.remote(worker, config)
     try:
+        _wait_for_start(actor, can_start)
         _watch(actor, result)
         return ray.get(result)
     finally:
         ray.kill(actor)
 
 
+def _wait_for_start(actor: Any, can_start: Callable[[], bool]) -> None:
+    """Wait until the process answers; a failed start shows in its result."""
+    answer, deadline = actor.ping.remote(), time.monotonic() + STARTED_WITHIN_S
+    while not ray.wait([answer], timeout=_LOOK_EVERY_S)[0]:
+        if not can_start() or time.monotonic() > deadline:
+            raise WorkerHungError("a worker has not started")
+
+
 def _watch(actor: Any, result: Any) -> None:
     """Wait for the result as long as pings are answered."""
-    patience_s = STARTED_WITHIN_S
-    while True:
-        ready, _ = ray.wait([result, actor.ping.remote()], timeout=patience_s)
-        if result in ready:
-            return
-        if not ready:
-            raise WorkerHungError(f"a worker has not answered for {patience_s:g} s")
-        patience_s = HUNG_AFTER_S
-        if ray.wait([result], timeout=PING_EVERY_S)[0]:
-            return
+    while not ray.wait([result], timeout=PING_EVERY_S)[0]:
+        answered, _ = ray.wait([result, actor.ping.remote()], timeout=HUNG_AFTER_S)
+        if not answered:
+            raise WorkerHungError(f"a worker has not answered for {HUNG_AFTER_S:g} s")

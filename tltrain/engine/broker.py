@@ -122,7 +122,7 @@ class Broker:
         self.max_lanes = max_lanes
         self._is_isolated = is_isolated
         self._claimed: set[int] = set()
-        self._num_groups, self._run_ahead = num_groups, run_ahead
+        self._groups, self._run_ahead = list(range(num_groups)), run_ahead
         self._lanes: dict[str, _Lane] = {}
         self._to_drop: dict[int, list[str]] = defaultdict(list)
         self.is_closing = False
@@ -151,9 +151,9 @@ class Broker:
         return group
 
     def _least_loaded(self) -> int:
-        loads: Counter[int] = Counter(dict.fromkeys(range(self._num_groups), 0))
+        loads: Counter[int] = Counter(dict.fromkeys(self._groups, 0))
         for lane in self._lanes.values():
-            if lane.state not in ENDED:
+            if lane.state not in ENDED and lane.group in loads:
                 loads[lane.group] += lane.ticket.cost * (lane.ticket.epochs - lane.epoch)  # pyright: ignore
         return min(loads, key=lambda group: (loads[group], group))
 
@@ -206,6 +206,14 @@ class Broker:
             if lane.group == group and lane.state not in ENDED:
                 lane.go_back()
 
+    def retire(self, group: int) -> None:
+        """A worker group has died and will not come back: the others take its lanes."""
+        self.restart(group)
+        self._groups.remove(group)
+        for lane in self._lanes.values():
+            if lane.group == group and lane.state not in ENDED:
+                lane.group = self._least_loaded()
+
     def request_finish(self, ticket: Ticket) -> None:
         """Have the first group train `ticket` as a run of its own; its summary is then in `summary`."""
         self._to_finish, self.summary = ticket, None
@@ -225,7 +233,7 @@ class Broker:
             room = self.max_lanes - sum(lane.is_built for lane in mine)
             lanes = self._together(ready, room)
             return self._begin(Task.TRAIN, group, lanes) if lanes else self._park(group, mine, len(ready))
-        if self._to_finish is not None and group == 0:
+        if self._to_finish is not None and group == self._groups[0]:
             ticket, dropped = self._to_finish, self._take_dropped(group)
             return Work(Task.FINISH, (ticket.trial,), added=(ticket,), dropped=dropped)
         if (self.is_closing or self._is_isolated) and all(lane.state in ENDED for lane in mine):

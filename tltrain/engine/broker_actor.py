@@ -30,7 +30,7 @@ class Reply:
 class Event:
     """Something to show in the live table. `data` is the values of a registered lane, its row, or `{"error": ...}`."""
 
-    kind: Literal["registered", "row", "finished", "failed", "dropped", "saved"]
+    kind: Literal["registered", "row", "finished", "failed", "dropped", "saved", "cloned"]
     trial: str
     epoch: int
     data: dict[str, Any] = field(default_factory=dict)
@@ -189,13 +189,19 @@ class BrokerActor:
                     self._events.append(Event("failed", trial, before[trial].epoch, {"error": error}))
             self._changed.notify_all()
 
-    async def complete_save(self, names: Mapping[str, str]) -> None:
-        """A group has saved lanes: trial -> name of its state."""
+    async def complete_save(self, names: Mapping[str, str], fingerprints: Mapping[str, str]) -> None:
+        """A group has saved lanes: trial -> name of its state, and sha256 of its weights where it was asked to."""
         async with self._changed:
             self._broker.complete_save(names)
             for trial, name in names.items():
-                self._events.append(Event("saved", trial, self._broker.standing(trial).epoch, {"state": name}))
+                data = {"state": name, "sha256": fingerprints.get(trial)}
+                self._events.append(Event("saved", trial, self._broker.standing(trial).epoch, data))
             self._changed.notify_all()
+
+    async def note_clone(self, trial: str, state: str, fingerprint: str) -> None:
+        """A group has built the lane of `trial` from the `state` of another; its weights have this sha256."""
+        data = {"state": state, "sha256": fingerprint}
+        self._events.append(Event("cloned", trial, self._broker.standing(trial).epoch, data))
 
     async def complete_finish(self, summary: Mapping[str, Any]) -> None:
         """A group has trained a run of its own."""
@@ -207,6 +213,12 @@ class BrokerActor:
         """A worker group has died: its lanes must be built anew."""
         async with self._changed:
             self._broker.restart(group)
+            self._changed.notify_all()
+
+    async def retire(self, group: int) -> None:
+        """A worker group has died and will not come back: the others take its lanes."""
+        async with self._changed:
+            self._broker.retire(group)
             self._changed.notify_all()
 
     async def refuse(self, trials: Sequence[str], limit: int) -> None:

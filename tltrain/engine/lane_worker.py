@@ -80,7 +80,7 @@ class _LaneWorker:
         refused = self._build(work.added)
         lanes = [trial for trial in work.lanes if trial not in refused]
         if work.task is Task.SAVE:
-            self._tell("complete_save", self._lanes.save(lanes, work.epoch))
+            self._save(lanes, work.epoch)
         else:
             self._train(lanes, work.epoch)
 
@@ -93,6 +93,8 @@ class _LaneWorker:
                 self._tell("refuse", refused, limit)
                 return refused
             self._lanes.add(ticket.trial, apply(self._spec, Trial(ticket.trial, ticket.values)), ticket.start)
+            if ticket.start is not None and not ticket.start.startswith(f"{ticket.trial}/"):
+                self._tell("note_clone", ticket.trial, ticket.start, self._lanes.fingerprint(ticket.trial))
         return []
 
     def _train(self, lanes: list[str], epoch: int) -> None:
@@ -103,10 +105,14 @@ class _LaneWorker:
             going_on = [row["lane"] for row in rows if not row["is_last"]]
             names = self._lanes.save(going_on, epoch + 1)
             self._tell("complete", rows, errors)
-            self._tell("complete_save", names)
+            self._tell("complete_save", names, {})
             self._saved_at = time.monotonic()
         else:
             self._tell("complete", rows, errors)
+
+    def _save(self, lanes: list[str], epoch: int) -> None:
+        names = self._lanes.save(lanes, epoch)
+        self._tell("complete_save", names, {trial: self._lanes.fingerprint(trial) for trial in lanes})
 
     def _finish(self, work: Work) -> None:
         ticket = work.added[0]

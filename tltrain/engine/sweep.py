@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import logging
@@ -14,22 +13,20 @@ from typing import Any
 
 import ray
 
-from tltrain.engine.alone import run_alone
 from tltrain.engine.broker import Ticket
 from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected, live_nodes, wait_for_room
-from tltrain.engine.fit import GROUP_FAILURES, RAY_FOLDER, build_trainer, retry_or_raise, unwrap
-from tltrain.engine.lane_worker import WINNER, lane_worker
+from tltrain.engine.fit import RAY_FOLDER
+from tltrain.engine.groups import WorkerGroups
+from tltrain.engine.lane_worker import WINNER
 from tltrain.engine.plan import Request, capacity
 from tltrain.engine.preflight import preflight
-from tltrain.engine.retry import Cause, classify
 from tltrain.engine.schedulers import run_ahead
 from tltrain.engine.sweep_record import SweepRecord
 from tltrain.engine.tickets import distinct_in_frozen_part, make_ticket
 from tltrain.engine.tuning import run_tune
 from tltrain.engine.winner import begin_winner, end_winner
-from tltrain.errors import OutOfMemoryError, RunError
-from tltrain.lease import begin_workers
+from tltrain.errors import RunError
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec, SweepSpec
 from tltrain.spec.space import Trial, check_all, propose
@@ -38,8 +35,6 @@ from tltrain.train.lane_group import newest_state
 logger = logging.getLogger(__name__)
 
 ALL_LANES = 100_000
-SECOND_PASSES = 2
-"""Guess of how often the same images are gone through again by lanes that start later."""
 STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
 
@@ -107,80 +102,18 @@ class _Driver:
             max_lanes=1 if is_isolated else ALL_LANES,
             is_isolated=is_isolated,
         )
-        self._run_worker = self._run_claimed if is_isolated else self._run_group
-        self._likely = distinct_in_frozen_part(record.unfinished())
-        self._attempt = str(time.time_ns())
+        likely = distinct_in_frozen_part(record.unfinished())
+        self._groups = WorkerGroups(spec, run, request, self._broker, count=num_groups, likely=likely)
         self._seen = 0
-        self._groups: list[concurrent.futures.Future[Any]] = []
 
     def run(self) -> dict[str, Any]:
         """Train all trials, confirm the best, and train the winner as a run of its own."""
-        with concurrent.futures.ThreadPoolExecutor(self._num_groups, thread_name_prefix="group") as executor:
-            self._groups = [executor.submit(self._run_worker, index) for index in range(self._num_groups)]
-            try:
-                self._search()
-                winner = self._confirm()
-                summary = self._finish(winner)
-            finally:
-                ray.get(self._broker.halt.remote("the sweep has ended"))
-                ray.get(self._broker.close.remote())
-            timings = [group.result() for group in self._groups]
-        self._write_sharing(timings)
+        with self._groups.running():
+            self._search()
+            winner = self._confirm()
+            summary = self._finish(winner)
+        self._write_sharing(self._groups.timings())
         return summary
-
-    def _run_claimed(self, index: int) -> dict[str, float]:
-        """Give one trial after another a worker group of its own, until there are no more.
-
-        No more groups are there at a time than the cluster holds, and each trains only what its trial waits for, so
-        none waits for resources that another holds.
-        """
-        prefix_s, folder = 0.0, self._run.folder.child("groups")
-        while True:
-            group: int | None = ray.get(self._broker.claim.remote())
-            if group is None:
-                return {"prefix_s": prefix_s}
-            prefix_s += self._run_group(group).get("prefix_s", 0.0)
-            for name in folder.names():  # each has a copy of the pretrained network
-                if name.startswith(f"{group}-"):
-                    folder.delete(name)
-
-    def _run_group(self, index: int) -> dict[str, float]:
-        """Keep one worker group going until the broker ends it."""
-        failures = 0
-        while True:
-            config = {
-                "broker": self._broker,
-                "group": index,
-                "passes": SECOND_PASSES * self._spec.train.epochs,
-                "likely": self._likely if self._num_groups > 1 else [],
-                "attempt": self._attempt,
-                "lease": begin_workers(self._run.folder, str(index)),
-            }
-            try:
-                return self._run_workers(config, f"group-{index}-{failures}-{time.time_ns()}")
-            except GROUP_FAILURES as error:
-                if not self._has_fewer_lanes(error):
-                    retry_or_raise(error, failures, self._spec.resources.max_failures)
-                    failures += 1
-            ray.get(self._broker.restart.remote(index))
-
-    def _run_workers(self, config: dict[str, Any], name: str) -> dict[str, float]:
-        if self._request.max_workers == 1:
-            return run_alone(lane_worker, config, self._spec, self._run, self._request)
-        trainer = build_trainer(lane_worker, config, self._spec, self._run, self._request, name=name)
-        return trainer.fit().return_value or {}
-
-    def _has_fewer_lanes(self, error: BaseException) -> bool:
-        """Halve the lanes that train at a time where memory ran out; return whether that helps."""
-        if classify(unwrap(error)) is not Cause.OUT_OF_MEMORY:
-            return False
-        lanes = ray.get(self._broker.halve_lanes.remote())
-        if lanes == 0:
-            raise OutOfMemoryError(
-                "a single lane does not fit the memory", "Double train.accumulation_steps: the result stays the same"
-            ) from error
-        logger.warning("out of memory; going on with at most %d lanes at a time", lanes)
-        return True
 
     def _search(self) -> None:
         trials = self._record.unfinished()
@@ -216,9 +149,7 @@ class _Driver:
 
     def _take_events(self) -> None:
         """Take in what has happened; raises what a worker group ended with."""
-        for group in self._groups:
-            if group.done() and group.exception() is not None:
-                group.result()
+        self._groups.raise_errors()
         events = ray.get(self._broker.events.remote(self._seen))
         self._seen += len(events)
         self._record.note(events)

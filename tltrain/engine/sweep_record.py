@@ -31,6 +31,8 @@ class SweepRecord:
         self._new_rows: list[dict[str, Any]] = []
         self._written_at = 0.0
         self._started: dict[str, float] = {}
+        self._saved: dict[str, str] = {}
+        """State that a lane was saved as -> sha256 of its weights."""
 
     def add(self, trials: Iterable[Trial]) -> None:
         """Add trials that have not begun."""
@@ -77,9 +79,18 @@ class SweepRecord:
                     self._note_row(entry, row)
             elif event.kind == "failed" and entry is not None:
                 entry |= {"state": "failed", "reason": event.data["error"]}
+            elif event.kind == "saved":
+                self._saved[event.data["state"]] = event.data["sha256"]
+            elif event.kind == "cloned" and entry is not None:
+                self._note_clone(entry, event)
             elif event.kind in SETTLED and entry is not None:
                 # Known at once, so that a driver that is killed before the search ends runs none of these again.
                 entry["state"] = SETTLED[event.kind]
+
+    def _note_clone(self, entry: dict[str, Any], event: Event) -> None:
+        source, _, _ = event.data["state"].partition("/")
+        hashes = {"sha256": event.data["sha256"], "source_sha256": self._saved.get(event.data["state"])}
+        entry.setdefault("clones", []).append({"source": source, "epoch": event.epoch, **hashes})
 
     def restart(self, trial: str, epoch: int) -> None:
         """A trial goes on after `epoch` epochs: what an earlier attempt told of later ones is forgotten."""

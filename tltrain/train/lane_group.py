@@ -17,7 +17,7 @@ from tltrain.train.filling import fill
 from tltrain.train.lane import Lane
 from tltrain.train.memory import has_room
 from tltrain.train.session import configure_torch, fine_tune
-from tltrain.train.workbench import Workbench, open_folder, open_store
+from tltrain.train.workbench import Workbench, fingerprint, open_folder, open_store
 
 LANE = "lane"
 KEPT_STATES = 3
@@ -146,6 +146,10 @@ class LaneGroup:
             names[trial] = f"{trial}/{epoch}"
         self._group.barrier()
         return names
+
+    def fingerprint(self, trial: str) -> str:
+        """Return the sha256 over the weights of a lane as they are now."""
+        return fingerprint(self._members[trial].lane.suffix.state_dict())
 
     def finish(self, spec: Spec, name: str) -> dict[str, Any]:
         """Train `spec` as a run of its own in the folder `name` of the sweep, with all that a run leaves."""

@@ -94,7 +94,10 @@ def plan(spec: Spec, *, groups: int, workers: int, device: torch.device) -> Plan
     scale = epochs / sum(lane.epochs for each in measured for lane in each.bench.lanes)
     alone_s = [estimate(each.costs, [lane], each.tiers).total_s for each in measured for lane in each.bench.lanes]
     together = [estimate(each.costs, each.bench.lanes, each.tiers) for each in measured]
-    lanes_s = sum(each.shared_s + sum(each.own_s) / groups for each in together) * scale + _after_s(spec, alone_s)
+    own_s = [seconds for each in together for seconds in each.own_s]
+    shared_s = sum(each.shared_s for each in together)
+    lanes_s = (shared_s + sum(own_s)) * scale / groups + _after_s(spec, max(own_s), groups)
+    one_by_one_s = sum(alone_s) * scale / groups + _after_s(spec, max(alone_s), groups)
     return Plan(
         trials=len(trials),
         search=spec.sweep.search if spec.sweep else "none",
@@ -109,7 +112,7 @@ def plan(spec: Spec, *, groups: int, workers: int, device: torch.device) -> Plan
         decode_ms_per_image=1000 * first.decode_s,
         frozen_ms_per_image=1000 * sum(cut.seconds for cut in first.cuts),
         hours_in_lanes=lanes_s / workers / 3600,
-        hours_trial_by_trial=sum(alone_s) * scale / groups / workers / 3600,
+        hours_trial_by_trial=one_by_one_s / workers / 3600,
         kept=tuple(describe(together[0].decision)),
         notes=tuple(_notes(spec, len(benches))),
     )
@@ -152,12 +155,12 @@ def _measure(bench: _Bench, workers: int, device: torch.device) -> _Measured:
     return _Measured(bench, costs, tiers)
 
 
-def _after_s(spec: Spec, alone_s: Sequence[float]) -> float:
-    """Return what follows the search: the winner trained once more, and the best over more seeds; at most."""
+def _after_s(spec: Spec, trial_s: float, groups: int) -> float:
+    """Return what follows the search where a trial takes `trial_s`: the best over more seeds, the winner once more."""
     if spec.sweep is None:
         return 0.0
     confirm = spec.sweep.confirm
-    return max(alone_s) * (1 + (confirm.top * (confirm.seeds - 1) if confirm else 0))
+    return trial_s * (1 + (confirm.top * (confirm.seeds - 1) / groups if confirm else 0))
 
 
 def _depth_plans(bench: _Bench, costs: Calibration, names: Mapping[int, tuple[str, float]]) -> list[DepthPlan]:

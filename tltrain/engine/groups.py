@@ -1,0 +1,148 @@
+"""The worker groups of a sweep: started, started again after a loss, with fewer lanes where memory ran out."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+
+from tltrain.engine.alone import run_alone
+from tltrain.engine.cluster import live_nodes
+from tltrain.engine.fit import GROUP_FAILURES, build_trainer, retry_or_raise, unwrap
+from tltrain.engine.lane_worker import lane_worker
+from tltrain.engine.plan import Request, capacity
+from tltrain.engine.retry import Cause, classify
+from tltrain.errors import OutOfMemoryError
+from tltrain.lease import begin_workers
+from tltrain.run_folder import RunFolder
+from tltrain.spec.schema import Spec
+
+logger = logging.getLogger(__name__)
+
+SECOND_PASSES = 2
+"""Guess of how often the same images are gone through again by lanes that start later."""
+SETTLE_S = 5.0
+"""How long the cluster may take to see that a node is gone, or that another has come."""
+
+
+class WorkerGroups:
+    """So many worker groups that ask one broker for work, each watched by a thread of this process."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        run: RunFolder,
+        request: Request,
+        broker: Any,
+        *,
+        count: int,
+        likely: Sequence[dict[str, Any]],
+    ) -> None:
+        """likely: sets of values of lanes to come, whose taps the groups of a node compute together beforehand."""
+        assert spec.sweep is not None
+        self._spec, self._run, self._request, self._broker = spec, run, request, broker
+        self._count, self._active = count, count
+        self._likely = likely if count > 1 else []
+        self._attempt = str(time.time_ns())
+        self._is_isolated = spec.sweep.isolation == "process"
+        self._futures: list[concurrent.futures.Future[dict[str, float]]] = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run all groups during a `with` block; at its end the broker is closed and they end."""
+        watch = self._run_claimed if self._is_isolated else self._run_group
+        with concurrent.futures.ThreadPoolExecutor(self._count, thread_name_prefix="group") as executor:
+            self._futures = [executor.submit(watch, index) for index in range(self._count)]
+            try:
+                yield
+            finally:
+                ray.get(self._broker.halt.remote("the sweep has ended"))
+                ray.get(self._broker.close.remote())
+
+    def raise_errors(self) -> None:
+        """Raise what a group has ended with."""
+        for future in self._futures:
+            if future.done() and future.exception() is not None:
+                future.result()
+
+    def timings(self) -> list[dict[str, float]]:
+        """Return the seconds per phase of each group, once they have ended."""
+        return [future.result() for future in self._futures]
+
+    def _run_claimed(self, index: int) -> dict[str, float]:
+        """Give one trial after another a worker group of its own, until there are no more.
+
+        No more groups are there at a time than the cluster holds, and each trains only what its trial waits for, so
+        none waits for resources that another holds.
+        """
+        prefix_s, folder = 0.0, self._run.folder.child("groups")
+        while True:
+            group: int | None = ray.get(self._broker.claim.remote())
+            if group is None:
+                return {"prefix_s": prefix_s}
+            prefix_s += self._run_group(group).get("prefix_s", 0.0)
+            for name in folder.names():  # each has a copy of the pretrained network
+                if name.startswith(f"{group}-"):
+                    folder.delete(name)
+
+    def _run_group(self, index: int) -> dict[str, float]:
+        """Keep one worker group going until the broker ends it, or until there is no node for it any more."""
+        failures = 0
+        while True:
+            try:
+                return self._run_workers(index, f"group-{index}-{failures}-{time.time_ns()}")
+            except GROUP_FAILURES as error:
+                if not self._has_fewer_lanes(error):
+                    retry_or_raise(error, failures, self._spec.resources.max_failures)
+                    failures += 1
+                    if self._gives_up():
+                        logger.warning("no node is left for worker group %d; the others take its lanes", index + 1)
+                        ray.get(self._broker.retire.remote(index))
+                        return {}
+            ray.get(self._broker.restart.remote(index))
+
+    def _gives_up(self) -> bool:
+        """Whether the cluster holds fewer groups than there are, and goes on doing so; the last group never does."""
+        if self._is_isolated or self._active == 1 or len(ray.nodes()) == 1:
+            return False
+        time.sleep(max(SETTLE_S, self._spec.resources.wait_s))
+        if self._has_room():
+            return False
+        self._active -= 1
+        return True
+
+    def _has_room(self) -> bool:
+        """Whether the nodes that are alive hold all groups at once."""
+        held = sum(capacity(self._request, node) for node in live_nodes())
+        return held >= self._active * self._request.min_workers
+
+    def _run_workers(self, index: int, name: str) -> dict[str, float]:
+        config = {
+            "broker": self._broker,
+            "group": index,
+            "passes": SECOND_PASSES * self._spec.train.epochs,
+            "likely": self._likely,
+            "attempt": self._attempt,
+            "lease": begin_workers(self._run.folder, str(index)),
+        }
+        if self._request.max_workers == 1:
+            return run_alone(lane_worker, config, self._spec, self._run, self._request, can_start=self._has_room)
+        trainer = build_trainer(lane_worker, config, self._spec, self._run, self._request, name=name)
+        return trainer.fit().return_value or {}
+
+    def _has_fewer_lanes(self, error: BaseException) -> bool:
+        """Halve the lanes that train at a time where memory ran out; return whether that helps."""
+        if classify(unwrap(error)) is not Cause.OUT_OF_MEMORY:
+            return False
+        lanes = ray.get(self._broker.halve_lanes.remote())
+        if lanes == 0:
+            raise OutOfMemoryError(
+                "a single lane does not fit the memory", "Double train.accumulation_steps: the result stays the same"
+            ) from error
+        logger.warning("out of memory; going on with at most %d lanes at a time", lanes)
+        return True
