@@ -86,6 +86,9 @@ def environment(name: str) -> dict[str, str]:
     own = local_state.without_ray(os.environ)
     own["PATH"] = f"{Path(sys.executable).parent}:{own.get('PATH', os.defpath)}"
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(local_state.token_path(name))}
+    # A process that joins by address, as the one that takes jobs does, puts the machine's outer address in the place of
+    # 127.0.0.1, where nothing listens; it does not where Ray expects no other machines, as on macOS.
+    own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     return own | {"RAY_START_HOOK": HOOK, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
