@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 PROPOSALS_AT_A_TIME = 8
 """Trials that Optuna has open at a time by default: more would share more, fewer would learn more from each other."""
 PROCESSES_PER_GROUP = 2
+RESTARTS_OF_A_TRIAL = 3
+"""How often the process that attends to a trial may die; a lane that fails is no death, and is not tried again."""
 POLL_S = 0.2
 
 ENVIRONMENT = {
@@ -105,6 +107,7 @@ def run_tune(
                 stop=ends.stopper,
                 callbacks=[ends],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=RESTARTS_OF_A_TRIAL),
                 verbose=0,
             ),
         )
