@@ -16,7 +16,7 @@ help: ## list these targets
 
 install: $(INSTALLED) ## create .venv and install tltrain with the quickstart's weights
 
-quickstart: $(INSTALLED) ## install, then fine-tune the example in jobs/quickstart.yaml
+quickstart: $(INSTALLED) ## install, then run the sweep in jobs/quickstart.yaml
 	$(BIN)/tltrain run jobs/quickstart.yaml
 
 test: $(INSTALLED_DEV) ## install the tools for development, then run all tests but the slow ones

@@ -23,6 +23,7 @@ EXPECTED = {
     "fashion-resnet18",
     "fashion-vgg11",
     "quickstart",
+    "fashion-lite0",
     "two-node",
 }
 

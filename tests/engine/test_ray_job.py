@@ -60,8 +60,8 @@ def wait_for(address: str, token: str) -> None:
             time.sleep(0.5)
 
 
-def test_a_job_trains_the_quickstart_on_the_head(head: dict[str, str], project_dir: Path, tmp_path: Path) -> None:
-    entrypoint = ["python", "-m", "tltrain.run", "jobs/quickstart.yaml"]
+def test_a_job_trains_a_shipped_spec_on_the_head(head: dict[str, str], project_dir: Path, tmp_path: Path) -> None:
+    entrypoint = ["python", "-m", "tltrain.run", "jobs/fashion-lite0.yaml"]
     entrypoint += ["--set", "train.epochs=1", "--set", "model.freeze_depth=all", "--set", f"storage={tmp_path}"]
     done = subprocess.run(
         [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", *entrypoint],
@@ -74,6 +74,6 @@ def test_a_job_trains_the_quickstart_on_the_head(head: dict[str, str], project_d
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Test accuracy" in done.stdout
-    state = RunFolder.at(str(tmp_path), "quickstart").state()
+    state = RunFolder.at(str(tmp_path), "fashion-lite0").state()
     assert state["state"] == "finished"
     assert state["evaluation"]["accuracy"] > 0.3
