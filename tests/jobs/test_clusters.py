@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from tltrain.errors import SpecError
 from tltrain.jobs.cluster_kinds import KINDS, AddressCluster, Cluster, KubeRayCluster, LocalCluster, RayUpCluster
 from tltrain.jobs.clusters import load_cluster, parse_cluster
-from tltrain.jobs.launcher import read_launcher_file, token_problems
+from tltrain.jobs.endpoint import dashboard_command
+from tltrain.jobs.launcher import launcher_command, read_launcher_file, token_problems
 
 ADDRESS = "kind: address\n"
 KUBERAY = "kind: kuberay\nimage: x\ntoken_secret: t\n"
@@ -211,6 +212,16 @@ def test_launcher_files_install_what_tltrain_needs(project_dir: Path, launcher_f
     for path in launcher_files.values():
         installed = " ".join(read_launcher_file(str(path))["setup_commands"])
         assert [name for name in needed if name not in installed] == []
+
+
+def test_the_launcher_knows_the_options_that_it_is_given() -> None:
+    from ray.scripts import scripts
+
+    cluster = RayUpCluster(kind="ray-up", config="up.yaml", token="env:T")
+    commands = [launcher_command("up", "up.yaml"), launcher_command("down", "up.yaml"), dashboard_command(cluster, 1)]
+    for _, verb, _, *given in commands:
+        known = {name for parameter in scripts.cli.commands[verb].params for name in parameter.opts}
+        assert {option for option in given if option.startswith("--")} <= known
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def reach(loaded: LoadedCluster) -> Iterator[Endpoint]:
                 yield Endpoint(f"http://127.0.0.1:{port}", token)
     elif isinstance(cluster, RayUpCluster):
         token, port = resolve(cluster.token, str(loaded.path)), free_port()
-        with _tunnel(_launcher_command(cluster, port), port, loaded.name):
+        with _tunnel(dashboard_command(cluster, port), port, loaded.name):
             yield Endpoint(f"http://127.0.0.1:{port}", token)
     else:
         action = f"Print the job and give it to Kubernetes: tltrain manifest SPEC --cluster {loaded.name}"
@@ -128,7 +128,8 @@ def ray_program() -> str:
     return found
 
 
-def _launcher_command(cluster: RayUpCluster, port: int) -> list[str]:
+def dashboard_command(cluster: RayUpCluster, port: int) -> list[str]:
+    """The command of Ray's launcher whose life is a tunnel from `port` here to the dashboard of its cluster."""
     ports = ["--port", str(port), "--remote-port", str(cluster.remote_port)]
     return [ray_program(), "dashboard", cluster.config, *ports, "--no-config-cache"]
 

@@ -67,8 +67,13 @@ def token_problems(config: dict[str, Any], where: str) -> list[Problem]:
     return problems
 
 
+def launcher_command(verb: str, config: str) -> list[str]:
+    """The command for `up` or `down`: it asks nothing, and looks at the file as it is now."""
+    return [ray_program(), verb, config, "--yes", *(["--no-config-cache"] if verb == "up" else [])]
+
+
 def _run(verb: str, config: str, values: dict[str, Any]) -> None:
-    command = [ray_program(), verb, config, "--yes", "--no-config-cache"]
+    command = launcher_command(verb, config)
     environment = without_ray(os.environ)
     if values["provider"].get("type") == "local":
         # The newer autoscaler starts only the head on machines of one's own.
