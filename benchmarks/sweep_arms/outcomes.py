@@ -35,12 +35,13 @@ class Trial:
 
 def read_trials(arm: str, run_dir: Path) -> list[Trial]:
     """Return the trials of one run of `arm`."""
-    table = json.loads((run_dir / TABLES[arm]).read_text())
     if arm != "E":
+        table = json.loads((run_dir / TABLES[arm]).read_text())
         return [Trial(row["values"], row["curve"]) for row in table]
+    trials = json.loads((run_dir / "trials.json").read_text())
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     rows = sorted((json.loads(line) for line in lines), key=lambda row: row["epoch"])
-    return [Trial(trial["values"], [row for row in rows if row["lane"] == trial["trial"]]) for trial in table["trials"]]
+    return [Trial(trial["values"], [row for row in rows if row["lane"] == trial["trial"]]) for trial in trials]
 
 
 @dataclass(frozen=True)
