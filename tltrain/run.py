@@ -77,42 +77,43 @@ sys.modules[__name__].__class__ = _Module
 def _execute_on_ray(spec: Spec, run: RunFolder) -> int:
     if _is_finished(spec, run):
         return _tell_finished(run)
-    with (
-        _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as facts,
-        _attempt(spec, run) as run,
-    ):
-        _write_lines(lines.header(facts))
-
+    with _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as wait_for_facts:
         from tltrain.engine.fit import fit
 
-        follower = lines.Follower(run, spec.train.epochs, _progress)
-        summary = fit(spec, run, poll=follower.poll)
-        follower.poll(now=True)
-        run.update(state="finished", finished_at=time.time(), **summary)
+        facts = wait_for_facts()
+        with _attempt(spec, run) as run:
+            _write_lines(lines.header(facts))
+            follower = lines.Follower(run, spec.train.epochs, _progress)
+            summary = fit(spec, run, poll=follower.poll)
+            follower.poll(now=True)
+            run.update(state="finished", finished_at=time.time(), **summary)
     return _print_result(run)
 
 
 def _execute_sweep(spec: Spec, run: RunFolder) -> int:
     if _is_finished(spec, run):
         return _tell_finished(run)
-    with _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as facts:
-        run = _sweep(spec, run, facts)
+    with _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as wait_for_facts:
+        from tltrain.engine.groups import prestart
+
+        started = prestart(spec)
+        run = _sweep(spec, run, wait_for_facts(), started)
     return _print_result(run)
 
 
 @contextlib.contextmanager
-def _while_ray_starts(function: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield what `function` returns, connected to Ray: both take seconds, most of which Ray spends waiting."""
+def _while_ray_starts(function: Callable[[], dict[str, Any]]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Yield what waits for the result of `function`, connected to Ray: both take seconds, and Ray mostly waits."""
     with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="facts") as executor:
         future = executor.submit(function)
         from tltrain.engine.cluster import connected
 
         with connected():
-            yield future.result()
+            yield future.result
 
 
-def _sweep(spec: Spec, run: RunFolder, facts: Mapping[str, Any]) -> RunFolder:
-    """Run the sweep, show how it goes, and return its folder."""
+def _sweep(spec: Spec, run: RunFolder, facts: Mapping[str, Any], started: Sequence[Any] = ()) -> RunFolder:
+    """Run the sweep, show how it goes, and return its folder. started: processes that `prestart` gave."""
     from tltrain.engine.sweep import sweep
     from tltrain.report.page import write_report
     from tltrain.report.trial_lines import TrialFollower, winner_lines
@@ -124,7 +125,7 @@ def _sweep(spec: Spec, run: RunFolder, facts: Mapping[str, Any]) -> RunFolder:
         _write_lines(lines.header(facts))
         with shown_in_place() as show:
             follower = TrialFollower(spec, _progress, show)
-            summary = sweep(spec, run, shares, poll=follower.poll)
+            summary = sweep(spec, run, shares, poll=follower.poll, started=started)
         run.update(state="finished", finished_at=time.time(), **summary)
         write_report(run)
     print("\n".join([*follower.grid(run), *winner_lines(run.state(), _confirmed(run))]), flush=True)

@@ -31,6 +31,9 @@ class WorkerHungError(RuntimeError):
 class _Alone:
     """The worker's process; it answers pings while it works."""
 
+    def __init__(self) -> None:
+        import tltrain.engine.lane_worker  # noqa: F401  seconds of imports, while others get ready too
+
     def run(self, worker: Worker, config: dict[str, Any]) -> Any:
         """Call `worker` with its config and the group of this process alone."""
         has_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
@@ -40,52 +43,54 @@ class _Alone:
         """Say that the process goes on."""
 
 
+def start_process(request: Request) -> Any:
+    """Start the process of a worker with its resources and return its handle; `run_alone` takes it up."""
+    options = {
+        "num_cpus": request.cpus_per_worker,
+        "num_gpus": request.gpus_per_worker,
+        "max_concurrency": 2,
+        "scheduling_strategy": "SPREAD" if request.placement == "spread" else "DEFAULT",
+    }
+    process: Any = ray.remote(_Alone).options(**options)
+    return process.remote()
+
+
 def run_alone(
     worker: Worker,
     config: dict[str, Any],
     spec: Spec,
     run: RunFolder,
-    request: Request,
+    process: Any,
     *,
     can_start: Callable[[], bool],
 ) -> Any:
-    """Call `worker` in a process of its own with the resources of one worker, and return its result.
+    """Call `worker` in a process that `start_process` gave, and return its result; the process ends with it.
 
     It gets `config` with the spec, the run's address and this folder. can_start: whether the cluster has room for it,
     asked again and again until it has started. Raises a RayError, whose `cause` is the worker's own error, or
-    WorkerHungError; the process has ended then.
+    WorkerHungError.
     """
-    actor: Any = (
-        ray.remote(_Alone)
-        .options(
-            num_cpus=request.cpus_per_worker,
-            num_gpus=request.gpus_per_worker,
-            max_concurrency=2,
-            scheduling_strategy="SPREAD" if request.placement == "spread" else "DEFAULT",
-        )
-        .remote()
-    )
     config = {"spec": spec.model_dump_json(), "run": run.uri, "python_path": os.getcwd(), **config}
-    result = actor.run.remote(worker, config)
+    result = process.run.remote(worker, config)
     try:
-        _wait_for_start(actor, can_start)
-        _watch(actor, result)
+        _wait_for_start(process, can_start)
+        _watch(process, result)
         return ray.get(result)
     finally:
-        ray.kill(actor)
+        ray.kill(process)
 
 
-def _wait_for_start(actor: Any, can_start: Callable[[], bool]) -> None:
+def _wait_for_start(process: Any, can_start: Callable[[], bool]) -> None:
     """Wait until the process answers; a failed start shows in its result."""
-    answer, deadline = actor.ping.remote(), time.monotonic() + STARTED_WITHIN_S
+    answer, deadline = process.ping.remote(), time.monotonic() + STARTED_WITHIN_S
     while not ray.wait([answer], timeout=_LOOK_EVERY_S)[0]:
         if not can_start() or time.monotonic() > deadline:
             raise WorkerHungError("a worker has not started")
 
 
-def _watch(actor: Any, result: Any) -> None:
+def _watch(process: Any, result: Any) -> None:
     """Wait for the result as long as pings are answered."""
     while not ray.wait([result], timeout=PING_EVERY_S)[0]:
-        answered, _ = ray.wait([result, actor.ping.remote()], timeout=HUNG_AFTER_S)
+        answered, _ = ray.wait([result, process.ping.remote()], timeout=HUNG_AFTER_S)
         if not answered:
             raise WorkerHungError(f"a worker has not answered for {HUNG_AFTER_S:g} s")

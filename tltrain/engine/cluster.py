@@ -30,6 +30,14 @@ ENVIRONMENT = {
     # Trials, brokers and controllers are processes that take no CPU; Ray warns about their number on stdout.
     "RAY_worker_maximum_startup_concurrency": "16",
 }
+# For the processes of a cluster of our own, by inheritance: workers train in a thread, whose freed memory glibc keeps
+# only where all threads share one arena (see tltrain.train.allocator).
+PRIVATE_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}
 
 
 @contextlib.contextmanager
@@ -68,6 +76,8 @@ def _joined() -> Iterator[None]:
 def _private() -> Iterator[None]:
     # Ray turns token mode on by itself where RAY_AUTH_MODE is unset; with a token at hand it writes none to a file.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    for name, value in PRIVATE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="tltrain-ray-", ignore_cleanup_errors=True) as folder:
         try:
             ray.init(

@@ -11,11 +11,11 @@ from typing import Any
 
 import ray
 
-from tltrain.engine.alone import run_alone
+from tltrain.engine.alone import run_alone, start_process
 from tltrain.engine.cluster import live_nodes
 from tltrain.engine.fit import GROUP_FAILURES, build_trainer, retry_or_raise, unwrap
 from tltrain.engine.lane_worker import lane_worker
-from tltrain.engine.plan import Request, capacity
+from tltrain.engine.plan import Request, capacity, make_request
 from tltrain.engine.retry import Cause, classify
 from tltrain.errors import OutOfMemoryError
 from tltrain.lease import begin_workers
@@ -30,6 +30,20 @@ SETTLE_S = 5.0
 """How long the cluster may take to see that a node is gone, or that another has come."""
 
 
+def prestart(spec: Spec) -> list[Any]:
+    """Start the processes of a sweep's groups of one worker, before it is known whether it can begin.
+
+    Returns their handles; none where groups are larger, trials have workers of their own, or there is no room now.
+    """
+    assert spec.sweep is not None
+    nodes = live_nodes()
+    request = make_request(spec.resources, nodes)
+    room = sum(capacity(request, node) for node in nodes)
+    if request.max_workers > 1 or spec.sweep.isolation == "process":
+        return []
+    return [start_process(request) for _ in range(min(room, spec.sweep.num_trials or room))]
+
+
 class WorkerGroups:
     """So many worker groups that ask one broker for work, each watched by a thread of this process."""
 
@@ -42,14 +56,21 @@ class WorkerGroups:
         *,
         count: int,
         likely: Sequence[dict[str, Any]],
+        started: Sequence[Any] = (),
     ) -> None:
-        """likely: sets of values of lanes to come, whose taps the groups of a node compute together beforehand."""
+        """likely: sets of values of lanes to come, whose taps the groups of a node compute together beforehand.
+
+        started: what `prestart` gave.
+        """
         assert spec.sweep is not None
         self._spec, self._run, self._request, self._broker = spec, run, request, broker
         self._count, self._active = count, count
         self._likely = likely if count > 1 else []
         self._attempt = str(time.time_ns())
         self._is_isolated = spec.sweep.isolation == "process"
+        self._started = list(started[:count])
+        for process in started[count:]:
+            ray.kill(process)
         self._futures: list[concurrent.futures.Future[dict[str, float]]] = []
 
     @contextlib.contextmanager
@@ -131,7 +152,8 @@ class WorkerGroups:
             "lease": begin_workers(self._run.folder, str(index)),
         }
         if self._request.max_workers == 1:
-            return run_alone(lane_worker, config, self._spec, self._run, self._request, can_start=self._has_room)
+            process = self._started.pop() if self._started else start_process(self._request)
+            return run_alone(lane_worker, config, self._spec, self._run, process, can_start=self._has_room)
         trainer = build_trainer(lane_worker, config, self._spec, self._run, self._request, name=name)
         return trainer.fit().return_value or {}
 

@@ -41,11 +41,14 @@ STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 Poll = Callable[[SweepRecord], None]
 
 
-def sweep(spec: Spec, run: RunFolder, shares: Mapping[str, float], *, poll: Poll) -> dict[str, Any]:
+def sweep(
+    spec: Spec, run: RunFolder, shares: Mapping[str, float], *, poll: Poll, started: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Run or resume the sweep of `spec` in `run` and return the summary of its winner.
 
     shares: stage name -> share of the forward cost, to spread lanes evenly. `poll` is called a few times a second
-    with what is known so far. Raises SpecError, ResourceError, RunError or what a worker raised.
+    with what is known so far. started: processes from `prestart`, where the caller is connected. Raises SpecError,
+    ResourceError, RunError or what a worker raised.
     """
     assert spec.sweep is not None
     record = prepare_trials(spec, run)
@@ -54,7 +57,7 @@ def sweep(spec: Spec, run: RunFolder, shares: Mapping[str, float], *, poll: Poll
         preflight(spec, run, request)
         num_groups = count_groups(request, len(record.trials) or spec.sweep.num_trials or 1)
         run.update(workers=num_groups * request.max_workers, groups=num_groups)
-        driver = _Driver(spec, run, record, request, num_groups, shares, poll)
+        driver = _Driver(spec, run, record, request, num_groups, shares, poll, started)
         summary = driver.run()
     run.folder.delete(RAY_FOLDER)
     return summary
@@ -89,6 +92,7 @@ class _Driver:
         num_groups: int,
         shares: Mapping[str, float],
         poll: Poll,
+        started: Sequence[Any],
     ) -> None:
         assert spec.sweep is not None
         self._spec, self._sweep, self._run, self._record = spec, spec.sweep, run, record
@@ -103,7 +107,7 @@ class _Driver:
             is_isolated=is_isolated,
         )
         likely = distinct_in_frozen_part(record.unfinished())
-        self._groups = WorkerGroups(spec, run, request, self._broker, count=num_groups, likely=likely)
+        self._groups = WorkerGroups(spec, run, request, self._broker, count=num_groups, likely=likely, started=started)
         self._seen = 0
 
     def run(self) -> dict[str, Any]:
