@@ -36,6 +36,10 @@ FREE_ON_RESUME = (
     "data.download",
     "data.root",
     "train.accumulation_steps",
+    "cache.budget_gb",
+    "cache.dir",
+    "sweep.max_concurrent",
+    "sweep.time_budget_s",
 )
 
 

@@ -15,14 +15,15 @@ from ray.cluster_utils import Cluster
 from test_fit import digest, prepared
 from tiny import tiny_spec
 
+from tltrain.engine import cluster as engine_cluster
 from tltrain.engine import preflight
-from tltrain.engine.cluster import live_nodes, wait_for_room
+from tltrain.engine.cluster import live_nodes, wait_for_room, wait_for_room_again
 from tltrain.engine.fit import fit
 from tltrain.engine.sweep import sweep
 from tltrain.engine.sweep_record import SweepRecord
-from tltrain.errors import ResourceError
+from tltrain.errors import LostError, ResourceError
 from tltrain.run_folder import RunFolder
-from tltrain.spec.schema import Spec
+from tltrain.spec.schema import ResourcesSpec, Spec
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
@@ -96,6 +97,17 @@ def test_a_node_lost_in_mid_training_costs_a_restart_and_no_bit(cluster: Cluster
     assert struck.state()["attempts"] == 2
     assert digest(struck) == digest(clean)
     assert [row["epoch"] for row in RunFolder.open(struck.uri).metrics()] == list(range(1, 9))
+
+
+def test_a_lost_node_that_does_not_come_back_is_no_mistake_of_the_user(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_cluster, "RETURN_S", 0.1)
+    resources = ResourcesSpec(num_workers=50)
+    with pytest.raises(ResourceError):
+        wait_for_room(resources)
+    with pytest.raises(LostError, match=r"a node was lost.*50 worker\(s\)"):
+        wait_for_room_again(resources)
 
 
 @pytest.mark.slow

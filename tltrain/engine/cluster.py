@@ -13,10 +13,13 @@ from collections.abc import Iterator
 import ray
 
 from tltrain.engine.plan import Node, Request, find_shortage, make_request
-from tltrain.errors import ResourceError
+from tltrain.errors import LostError, ResourceError
 from tltrain.spec.schema import ResourcesSpec
 
 logger = logging.getLogger(__name__)
+
+RETURN_S = 60.0
+"""Seconds that a lost node has to come back where `resources.wait_s` gives it fewer."""
 
 # Set before Ray is first used: quieter, quicker to notice the end of a worker, and nothing sent to anybody.
 ENVIRONMENT = {
@@ -99,6 +102,20 @@ def live_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"] and (resources := node["Resources"]) is not None
     ]
+
+
+def wait_for_room_again(resources: ResourcesSpec) -> Request:
+    """Return the request after a loss, waiting at least RETURN_S for a node to come back or to be replaced.
+
+    Raises LostError where none does: the request did fit, so it is no mistake of the user's.
+    """
+    try:
+        return wait_for_room(resources.model_copy(update={"wait_s": max(resources.wait_s, RETURN_S)}))
+    except ResourceError as error:
+        raise LostError(
+            f"a node was lost, and none came in its place: {error.problems[0].what}",
+            "Run the same command again when it is back, or with fewer workers",
+        ) from error
 
 
 def wait_for_room(resources: ResourcesSpec) -> Request:

@@ -16,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from tltrain.engine.alone import WorkerHungError
-from tltrain.engine.cluster import connected, wait_for_room
+from tltrain.engine.cluster import connected, wait_for_room, wait_for_room_again
 from tltrain.engine.plan import Request
 from tltrain.engine.preflight import preflight
 from tltrain.engine.retry import Cause, classify, decide
@@ -41,7 +41,7 @@ def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, An
     with connected():
         failures = 0
         while True:
-            request = wait_for_room(spec.resources)
+            request = wait_for_room_again(spec.resources) if failures else wait_for_room(spec.resources)
             if failures == 0:
                 preflight(spec, run, request)
             run.update(attempts=run.state().get("attempts", 0) + 1, workers=request.max_workers)
