@@ -10,7 +10,7 @@ import pytest
 from tltrain.engine.broker_actor import Event
 from tltrain.engine.sweep import best_row, mean_and_interval
 from tltrain.engine.sweep_record import SweepRecord
-from tltrain.engine.tickets import lane_cost
+from tltrain.engine.tickets import distinct_in_frozen_part, lane_cost
 from tltrain.engine.tuning import Outcome
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import SweepSpec
@@ -76,3 +76,14 @@ def test_a_lane_costs_forward_and_backward_of_what_it_trains() -> None:
     assert lane_cost("all", shares) == pytest.approx(0.91)
     assert lane_cost("stem", shares) == lane_cost(1, shares) == pytest.approx(2.41)
     assert lane_cost(0, shares) == pytest.approx(3.01)
+
+
+def test_one_trial_stands_for_all_that_differ_in_the_optimiser_alone() -> None:
+    values = [
+        {"optim.learning_rate": 0.1, "model.freeze_depth": 2},
+        {"optim.learning_rate": 0.2, "model.freeze_depth": 2},
+        {"optim.learning_rate": 0.1, "model.freeze_depth": "all"},
+    ]
+    found = distinct_in_frozen_part([Trial(f"t{index}", each) for index, each in enumerate(values)])
+    assert [each["model.freeze_depth"] for each in found] == [2, "all"]
+    assert all(each in values for each in found)  # whole, so that a spec with them is as valid as the trial's

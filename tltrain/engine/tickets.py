@@ -21,9 +21,12 @@ def make_ticket(spec: Spec, shares: Mapping[str, float], trial: str, values: dic
 
 
 def distinct_in_frozen_part(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Return the values of `trials` without the optimiser's, each once: lanes that differ in these alone share taps."""
-    others = ({k: v for k, v in trial.values.items() if not k.startswith("optim.")} for trial in trials)
-    return list({json.dumps(values, sort_keys=True): values for values in others}.values())[:MAX_LIKELY]
+    """Return the values of one trial of each set that differs in the optimiser alone: such lanes share taps."""
+    others = {
+        json.dumps({k: v for k, v in trial.values.items() if not k.startswith("optim.")}, sort_keys=True): trial.values
+        for trial in trials
+    }
+    return list(others.values())[:MAX_LIKELY]
 
 
 def lane_cost(freeze_depth: int | str, shares: Mapping[str, float]) -> float:
