@@ -113,7 +113,7 @@ class Lane:
             stage_of=self._network.stage_of,
             num_stages=len(self._network.stages),
         )
-        self.optimizer = optim.build_optimizer(groups, self.spec.optim)
+        self.optimizer = optim.build_optimizer(groups, self.spec.optim, is_scaled=train.precision == "fp16")
         self.ema: AveragedModel | None = None
         if train.ema_decay is not None:
             self.ema = AveragedModel(self.suffix, multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay))
