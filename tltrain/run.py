@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -81,9 +82,9 @@ sys.modules[__name__].__class__ = _Module
 def _execute_on_ray(spec: Spec, run: RunFolder) -> int:
     if _is_finished(spec, run):
         return _tell_finished(run)
-    with _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as wait_for_facts:
-        from tltrain.engine.fit import fit
+    from tltrain.engine.fit import fit
 
+    with _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as wait_for_facts:
         facts = wait_for_facts()
         with _attempt(spec, run) as run:
             _write_lines(lines.header(facts))
@@ -97,9 +98,9 @@ def _execute_on_ray(spec: Spec, run: RunFolder) -> int:
 def _execute_sweep(spec: Spec, run: RunFolder) -> int:
     if _is_finished(spec, run):
         return _tell_finished(run)
-    with _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as wait_for_facts:
-        from tltrain.engine.groups import prestart
+    from tltrain.engine.groups import prestart
 
+    with _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as wait_for_facts:
         started = prestart(spec)
         run = _sweep(spec, run, wait_for_facts(), started)
     return _print_result(run)
@@ -107,11 +108,17 @@ def _execute_sweep(spec: Spec, run: RunFolder) -> int:
 
 @contextlib.contextmanager
 def _while_ray_starts(function: Callable[[], dict[str, Any]]) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Yield what waits for the result of `function`, connected to Ray: both take seconds, and Ray mostly waits."""
+    """Yield what waits for the result of `function`, connected to Ray: both take seconds, and Ray mostly waits.
+
+    All that either needs has to be imported before: torchvision's modules import each other, and two threads that
+    import them at once get halves of them.
+    """
+    for name in ("tltrain.train.explain", "tltrain.engine.fit", "tltrain.engine.sweep"):
+        importlib.import_module(name)
+    from tltrain.engine.cluster import connected
+
     with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="facts") as executor:
         future = executor.submit(function)
-        from tltrain.engine.cluster import connected
-
         with connected():
             yield future.result
 

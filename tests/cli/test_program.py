@@ -190,8 +190,8 @@ def test_run_explain_and_evaluate_hand_over_what_was_asked(spec_path: Path, monk
 def test_plan_and_extend_hand_over_what_was_asked(spec_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
 
-    def plan(loaded: LoadedSpec, *, as_json: bool) -> int:
-        calls.append(("plan", loaded.spec.seed, as_json))
+    def plan(loaded: LoadedSpec, cluster: str | None, *, as_json: bool) -> int:
+        calls.append(("plan", loaded.spec.seed, cluster, as_json))
         return 0
 
     def extend(run: str, trials: int, sets: list[str]) -> int:
@@ -201,11 +201,11 @@ def test_plan_and_extend_hand_over_what_was_asked(spec_path: Path, monkeypatch: 
     for function in (plan, extend):
         monkeypatch.setattr(tltrain.run, function.__name__, function, raising=False)
 
-    assert tltrain_exits(monkeypatch, "plan", spec_path, "--json", "--set", "seed=3") == 0
+    assert tltrain_exits(monkeypatch, "plan", spec_path, "--json", "--set", "seed=3", "--cluster", "lab") == 0
     assert tltrain_exits(monkeypatch, "sweep", "extend", "runs/x", "--trials", "+20") == 3
     assert tltrain_exits(monkeypatch, "sweep", "extend", "runs/x", "--trials", "4", "--set", "a=1", "--set", "b=2") == 3
     assert calls == [
-        ("plan", 3, True),
+        ("plan", 3, "lab", True),
         ("extend", "runs/x", 20, []),
         ("extend", "runs/x", 4, ["a=1", "b=2"]),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def head() -> Iterator[dict[str, str]]:
             wait_for(address, environment["RAY_AUTH_TOKEN"])
             yield environment | {"RAY_API_SERVER_ADDRESS": address}
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGKILL)  # its own session: the head and all that it has started
             process.wait(timeout=60)
 
 
