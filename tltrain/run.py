@@ -92,7 +92,7 @@ def _execute_on_ray(spec: Spec, run: RunFolder) -> int:
             summary = fit(spec, run, poll=follower.poll)
             follower.poll(now=True)
             run.update(state="finished", finished_at=time.time(), **summary)
-    return _print_result(run)
+        return _print_result(run)  # before Ray ends, which takes a second: who follows a job has seen the state already
 
 
 def _execute_sweep(spec: Spec, run: RunFolder) -> int:
@@ -103,7 +103,7 @@ def _execute_sweep(spec: Spec, run: RunFolder) -> int:
     with _while_ray_starts(lambda: _facts(spec, run, workers=_workers_text(spec))) as wait_for_facts:
         started = prestart(spec)
         run = _sweep(spec, run, wait_for_facts(), started)
-    return _print_result(run)
+        return _print_result(run)
 
 
 @contextlib.contextmanager

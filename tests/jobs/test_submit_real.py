@@ -124,6 +124,7 @@ def wait_for(url: str, token: str) -> None:
             time.sleep(0.3)
 
 
+@pytest.mark.slow
 def test_submit_follow_status_stop_retry_and_a_failure(cluster: Cluster) -> None:
     home = cluster.home
     digits = home / "digits"
