@@ -25,6 +25,16 @@ def project_dir() -> Path:
     return PROJECT_DIR
 
 
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what a test that calls a program's main function does to the log, so that no other test sees it."""
+    logger = logging.getLogger("tltrain")
+    level, handlers = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+
+
 @pytest.fixture(scope="session")
 def fashion_dir(project_dir: Path) -> Path:
     """The shipped subset of Fashion-MNIST: train.parquet (2,000 images) and test.parquet (500)."""

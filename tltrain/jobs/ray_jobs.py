@@ -115,10 +115,20 @@ class RayJobs:
         status, text = self._call("POST", f"/api/jobs/{quote(submission_id, safe='')}/stop")
         return status != 404 and bool(_parsed(text).get("stopped"))
 
-    def delete(self, submission_id: str) -> bool:
-        """Let the cluster forget a submission that has ended; False where it knows none."""
-        status, _ = self._call("DELETE", f"/api/jobs/{quote(submission_id, safe='')}")
-        return status != 404
+    def delete(self, submission_id: str, *, deadline_s: float = 20.0) -> bool:
+        """Let the cluster forget a submission that has ended; False where it knows none.
+
+        Ray answers with an error as long as the job's process is there, which may be seconds after its run has ended.
+        """
+        deadline = time.monotonic() + deadline_s
+        while True:
+            try:
+                status, _ = self._call("DELETE", f"/api/jobs/{quote(submission_id, safe='')}")
+                return status != 404
+            except ResourceError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     def usage(self) -> Usage | None:
         """What the cluster has and what is free; None where it does not say (yet)."""
