@@ -125,7 +125,7 @@ class RayJobs:
             try:
                 status, _ = self._call("DELETE", f"/api/jobs/{quote(submission_id, safe='')}")
                 return status != 404
-            except ResourceError:
+            except NoAnswerError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
