@@ -7,8 +7,9 @@ BIN = $(VENV)/bin
 # A stamp is written when an install has succeeded, so that it is repeated only when pyproject.toml has changed.
 INSTALLED = $(VENV)/.installed
 INSTALLED_DEV = $(VENV)/.installed-dev
+INSTALLED_DOCS = $(VENV)/.installed-docs
 
-.PHONY: help install quickstart test check bench clean
+.PHONY: help install quickstart test check docs bench clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r target text; do \
@@ -28,11 +29,14 @@ check: $(INSTALLED_DEV) ## check format, lint, types and import contracts
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
+docs: $(INSTALLED_DOCS) ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
 bench: $(INSTALLED) ## compare training speed with a plain torchrun script
 	$(BIN)/python benchmarks/ddp_parity.py
 
 clean: ## remove .venv, build leftovers and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -54,4 +58,8 @@ $(INSTALLED): $(BIN)/python pyproject.toml
 
 $(INSTALLED_DEV): $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install -e '.[demo,dev]'
-	@touch $(INSTALLED) $(INSTALLED_DEV)
+	@touch $(INSTALLED) $(INSTALLED_DEV) $(INSTALLED_DOCS)
+
+$(INSTALLED_DOCS): $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install -e '.[docs]'
+	@touch $(INSTALLED_DOCS)
