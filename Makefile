@@ -20,8 +20,8 @@ install: $(INSTALLED) ## create .venv and install tltrain with the quickstart's 
 quickstart: $(INSTALLED) ## install, then run the sweep in jobs/quickstart.yaml
 	$(BIN)/tltrain run jobs/quickstart.yaml
 
-test: $(INSTALLED_DEV) ## install the tools for development, then run all tests but the slow ones
-	$(BIN)/pytest -m 'not slow'
+test: $(INSTALLED_DEV) ## install the tools for development, then run all tests but the slow ones in two processes
+	$(BIN)/pytest -m 'not slow' -n 2 --dist worksteal
 
 check: $(INSTALLED_DEV) ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check

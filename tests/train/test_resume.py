@@ -93,8 +93,17 @@ def specs(tmp_path: Path, changes: dict[str, Any]) -> tuple[Spec, Spec]:
 
 @pytest.mark.parametrize(
     ("case", "world_size"),
-    [(case, 1) for case in CASES]
-    + [("momentum", 2), ("everything-at-once", 2), ("unfreezing", 2), ("nothing-frozen", 4)],
+    [
+        ("nothing-frozen", 1),
+        ("head-only", 1),
+        ("fp16", 1),
+        ("bf16", 1),
+        ("momentum", 2),
+        ("everything-at-once", 2),
+        ("unfreezing", 2),
+        *(pytest.param(case, 1, marks=pytest.mark.slow) for case in ("momentum", "everything-at-once", "unfreezing")),
+        pytest.param("nothing-frozen", 4, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, case: str, world_size: int) -> None:
     clean, killed = specs(tmp_path, CASES[case])
