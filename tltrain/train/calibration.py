@@ -17,11 +17,12 @@ from tltrain.data.loader import Batch, steps_per_epoch, train_batches
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.data.splits import Splits
 from tltrain.data.transforms import resolve_preprocessing
+from tltrain.models.placement import autocast
 from tltrain.models.zoo import Network
 from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
 from tltrain.train.explain import check
-from tltrain.train.lane import Clock, Lane, autocast
+from tltrain.train.lane import Clock, Lane
 from tltrain.train.tap_arrays import TapArray
 from tltrain.train.tap_files import Layout
 from tltrain.train.taps import Taps
@@ -151,7 +152,11 @@ class _Bench:
             with self._timed(self.step_s[depth], batch):
                 lane.accumulate(taps[depth], batch, part=0, is_last=True)
                 lane.update(0)
-            with self._timed(self.validation_s[depth], batch), torch.no_grad(), autocast(self._spec, batch.ids.device):
+            with (
+                self._timed(self.validation_s[depth], batch),
+                torch.no_grad(),
+                autocast(self._spec.train, batch.ids.device),
+            ):
                 lane.evaluated()(taps[depth])
         return 1
 

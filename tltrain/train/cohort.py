@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tltrain.data.loader import Batch
+from tltrain.models.placement import autocast
 from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
-from tltrain.train.lane import Lane, autocast
+from tltrain.train.lane import Lane
 from tltrain.train.tally import Tally
 from tltrain.train.taps import Kept, Taps
 
@@ -111,7 +112,7 @@ class Validation:
         for batch in self._batches(depths):
             moved = batch.to(self._group.device)
             taps = self._taps(moved, depths, self._kept)
-            with autocast(self._spec, self._group.device):
+            with autocast(self._spec.train, self._group.device):
                 outputs = [module(taps[lane.depth]) for lane, module in zip(lanes, modules, strict=True)]
             yield moved, [output.float() for output in outputs]
 

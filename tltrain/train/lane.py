@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tltrain.data.loader import Batch
 from tltrain.errors import DivergedError
 from tltrain.models.depthwise import use_fast_depthwise
+from tltrain.models.placement import autocast, place
 from tltrain.models.stages import StagedNetwork
 from tltrain.models.zoo import initialise_head
 from tltrain.spec.schema import Spec
@@ -26,8 +27,6 @@ from tltrain.train.distributed import Group, mix_seed, seed_everything
 from tltrain.train.tally import Tally
 
 logger = logging.getLogger(__name__)
-
-AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,6 @@ def freeze_depth_at(spec: Spec, epoch: int) -> int | str:
         if phase.at_epoch <= epoch:
             depth = phase.freeze_depth
     return depth
-
-
-def autocast(spec: Spec, device: torch.device) -> torch.autocast:
-    """Return the autocast context of the spec's precision."""
-    precision = spec.train.precision
-    return torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32")
-
-
-def place(module: nn.Module, spec: Spec, device: torch.device) -> nn.Module:
-    """Move `module` to `device`, its convolutions in the spec's memory format."""
-    module.to(device)
-    if spec.train.channels_last:
-        for parameter in module.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return module
 
 
 class Lane:
@@ -106,7 +89,7 @@ class Lane:
         if self._draws_head:
             initialise_head(suffix, self._network.head_name, self.spec.seed)
         use_fast_depthwise(suffix)
-        self.suffix = place(suffix, self.spec, device)
+        self.suffix = place(suffix, self.spec.train, device)
         groups = optim.parameter_groups(
             self.suffix,
             self.spec.optim,
@@ -155,7 +138,7 @@ class Lane:
         device_ids = [self.group.device.index] if self.group.device.type == "cuda" else None
         forward = DistributedDataParallel(self.suffix, device_ids=device_ids)
         buffers = [(buffer, buffer.clone()) for buffer in self.suffix.buffers()]
-        with autocast(self.spec, self.group.device):
+        with autocast(self.spec.train, self.group.device):
             logits = forward(torch.zeros_like(tap))
         logits.float().sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
@@ -176,7 +159,7 @@ class Lane:
         forward = self._forward
         is_shared = isinstance(forward, DistributedDataParallel)
         with forward.no_sync() if is_shared and not is_last else contextlib.nullcontext():
-            with autocast(self.spec, self.group.device):
+            with autocast(self.spec.train, self.group.device):
                 logits = forward(tap)
             losses = self._losses(logits.float(), batch)
             loss = torch.where(batch.weights > 0, losses, 0.0).sum() * (self.group.world_size / batch.count)

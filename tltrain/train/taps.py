@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tltrain.data.loader import Batch
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.data.transforms import normalise
+from tltrain.models.placement import autocast, place
 from tltrain.models.stages import StagedNetwork
 from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
 from tltrain.train.keeping import IMAGES, plan_pass
-from tltrain.train.lane import autocast, place
 from tltrain.train.tap_arrays import TapArray
 
 
@@ -94,13 +94,13 @@ class Taps:
         return images.contiguous(memory_format=torch.channels_last) if self._spec.train.channels_last else images
 
     def _run(self, value: Tensor, start: int, stop: int) -> Tensor:
-        with autocast(self._spec, self._group.device):
+        with autocast(self._spec.train, self._group.device):
             return self._segment(start, stop)(value)
 
     def _segment(self, start: int, stop: int) -> nn.Module:
         if (start, stop) not in self._segments:
             segment = self._network.prefix(start, stop)
-            self._segments[start, stop] = place(segment, self._spec, self._group.device)
+            self._segments[start, stop] = place(segment, self._spec.train, self._group.device)
         return self._segments[start, stop]
 
 

@@ -1,0 +1,211 @@
+"""How far a worker group has come: counted in its loop, written into the run folder now and then, read by anyone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from tltrain.errors import RunError, StorageError
+from tltrain.storage import Folder
+
+PROGRESS_FOLDER = "progress"
+"""In a run folder: one file for each worker group that trains."""
+LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 0.5, 5.0
+"""Least seconds between two writes, on a local disk and elsewhere."""
+WINDOW_S = 10.0
+"""Seconds over which images per second are measured."""
+PACE_S = 60.0
+"""Seconds over which it is measured how fast the whole goes on."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a worker group is at. Images are counted over all ranks, once for all lanes that share them."""
+
+    phase: str = ""
+    """`training`, `validation`, or `evaluation` at the end."""
+    epoch: int = 0
+    """Counted from 1."""
+    epochs: int = 0
+    lanes: int = 1
+    images: int = 0
+    """Images done of this phase."""
+    num_images: int = 0
+    """All images of this phase."""
+    images_per_s: float = 0.0
+    updated_at: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """Share of the phase that is done."""
+        return min(1.0, self.images / self.num_images) if self.num_images else 0.0
+
+    @property
+    def epochs_done(self) -> float:
+        """Epochs that are trained, with the share of the one under way."""
+        return min(self.epochs, self.epoch - 1 + self.share) if self.phase == "training" else self.epoch
+
+
+class Meter:
+    """Counts images; a thread of its own writes the count, so that the loop that counts never waits.
+
+    folder: of the run; None counts for nobody, as on all ranks but the first. name: of the worker group.
+    """
+
+    def __init__(self, folder: Folder | None = None, name: str = "0") -> None:
+        self._folder = None if folder is None else folder.child(PROGRESS_FOLDER)
+        self._file = f"{name}.json"
+        self._now = Progress()
+        self._images = 0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin_epoch(self, epoch: int, epochs: int, *, lanes: int = 1) -> None:
+        """What is counted from now on belongs to `epoch` (from 1) of `epochs`, with so many lanes."""
+        self._now = replace(self._now, epoch=epoch, epochs=epochs, lanes=lanes)
+
+    def begin(self, phase: str, num_images: int, *, done: int = 0) -> None:
+        """Count a phase from `done` images on."""
+        self._now = replace(self._now, phase=phase, num_images=num_images)
+        self._images = done
+        if self._folder is not None and self._thread is None:
+            self._thread = threading.Thread(target=self._keep_writing, name="progress", daemon=True)
+            self._thread.start()
+
+    def add(self, count: int) -> None:
+        """Count the images of a batch. Costs an addition."""
+        self._images += count
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _keep_writing(self) -> None:
+        assert self._folder is not None
+        is_local = self._folder.local_path is not None
+        samples: deque[tuple[float, int]] = deque()
+        written = Progress()
+        while not self._ended.wait(LOCAL_INTERVAL_S if is_local else REMOTE_INTERVAL_S):
+            now = replace(self._now, images=self._images)
+            if now.phase != written.phase or now.epoch != written.epoch or now.images < written.images:
+                samples.clear()
+            if now == replace(written, images_per_s=0.0, updated_at=0.0):
+                continue
+            samples.append((time.monotonic(), now.images))
+            written = replace(now, images_per_s=_rate(samples), updated_at=time.time())
+            if not self._write(written):
+                return
+
+    def _write(self, progress: Progress) -> bool:
+        """Write the file; return whether it is worth going on: not where another attempt has taken over."""
+        assert self._folder is not None
+        try:
+            self._folder.write_bytes(self._file, json.dumps(asdict(progress)).encode())
+        except StorageError as error:
+            logger.debug("progress was not written: %s", error)
+        except RunError:
+            return False
+        return True
+
+
+def _rate(samples: deque[tuple[float, int]]) -> float:
+    while len(samples) > 2 and samples[-1][0] - samples[0][0] > WINDOW_S:
+        samples.popleft()
+    (began, first), (ended, last) = samples[0], samples[-1]
+    return round((last - first) / (ended - began), 1) if ended > began else 0.0
+
+
+def read_progress(run: Folder) -> list[Progress]:
+    """Return what the worker groups of a run are at, as far as that can be read."""
+    folder = run.child(PROGRESS_FOLDER)
+    found = []
+    for name in folder.names():
+        try:
+            found.append(Progress(**json.loads(folder.read_bytes(name))))
+        except (StorageError, ValueError, TypeError):
+            logger.debug("%s/%s cannot be read", folder, name)
+    return found
+
+
+class Pace:
+    """How long something takes that is watched now and then: from how fast it went on in the last minute."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, float]] = deque()
+
+    def left_s(self, done: float, total: float, now: float | None = None) -> float | None:
+        """Return the seconds until `done` is `total`, None while there is too little to tell from."""
+        now = time.monotonic() if now is None else now
+        samples = self._samples
+        if samples and done < samples[-1][1]:
+            samples.clear()
+        if not samples or done > samples[-1][1]:
+            samples.append((now, done))
+        while len(samples) > 2 and now - samples[1][0] > PACE_S:
+            samples.popleft()
+        (began, first), (_, last) = samples[0], samples[-1]
+        if last <= first or now - began < 1.0:
+            return None
+        return (total - done) * (now - began) / (last - first)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A line that shows how far something has come."""
+
+    label: str
+    share: float
+    images_per_s: float = 0.0
+    left_s: float | None = None
+
+    @property
+    def facts(self) -> str:
+        """Images per second and the time left, as far as they are known."""
+        speed = f"{self.images_per_s:,.0f} images/s" if self.images_per_s else ""
+        left = "" if self.left_s is None else f"{clock(self.left_s)} left"
+        return "  ".join(part for part in (speed, left) if part)
+
+    def __str__(self) -> str:
+        return "  ".join(part for part in (self.label, f"{100 * self.share:.0f} %", self.facts) if part)
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def run_bar(groups: Sequence[Progress], pace: Pace) -> Bar | None:
+    """Return the bar of a single run, None before it has begun."""
+    if not groups:
+        return None
+    now = groups[0]
+    left_s = pace.left_s(now.epochs_done, now.epochs)
+    if now.phase == "evaluation":
+        return Bar("Evaluation", now.share, now.images_per_s)
+    label = f"Epoch {now.epoch}/{now.epochs} {now.phase}"
+    return Bar(label, now.share, now.images_per_s, left_s)
+
+
+def sweep_bar(
+    groups: Sequence[Progress], *, epochs: Sequence[int], ended: int, trials: int, total: float, pace: Pace
+) -> Bar:
+    """Return the bar of a sweep. epochs: of each trial, as far as they are recorded. total: epochs of all `trials`.
+
+    Images per second count an image once for each lane that it trains.
+    """
+    under_way = sum(group.lanes * group.share for group in groups if group.phase == "training")
+    done = min(total, sum(epochs) + under_way)
+    speed = sum(group.lanes * group.images_per_s for group in groups if group.phase == "training")
+    share = done / total if total else 0.0
+    return Bar(f"{ended} of {trials} trials ended", share, speed, pace.left_s(done, total))

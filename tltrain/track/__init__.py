@@ -1,0 +1,1 @@
+"""Experiment trackers, told of a run from its folder: TensorBoard, MLflow, W&B. Neither torch nor Ray."""
