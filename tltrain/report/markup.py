@@ -6,7 +6,7 @@ import html
 import re
 
 _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_EMPTY = {"br", "circle", "line", "meta", "path", "polygon", "polyline", "rect"}
+_EMPTY = {"br", "circle", "img", "line", "meta", "path", "polygon", "polyline", "rect"}
 
 
 class Markup(str):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib.resources import files
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tltrain.report import evaluation_page, sweep_page
+from tltrain.report.document import document
 from tltrain.report.layout import card, facts, join_words, row, tile
 from tltrain.report.markup import Markup, element, escaped, join, shortened
 from tltrain.report.scales import duration_text, number_text
@@ -58,32 +56,7 @@ def build_report(run: RunFolder) -> str:
         _about(run, state, spec, evaluation),
         _spec_card(run),
     )
-    return _document(f"{run.name} - tltrain", body)
-
-
-def _document(title: str, body: Markup) -> str:
-    style, script = _asset("page.css"), _asset("page.js")
-    policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", style),
-    )
-    return (
-        "<!doctype html>\n" + element("html", head, element("body", body, element("script", script)), lang="en") + "\n"
-    )
-
-
-def _asset(name: str) -> Markup:
-    return Markup((files("tltrain.report") / name).read_text("utf-8"))
-
-
-def _hash(text: str) -> str:
-    """What a Content-Security-Policy allows a style sheet or script by; anything else stays dead."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return document(f"{run.name} - tltrain", body)
 
 
 def _spec(run: RunFolder) -> dict[str, Any]:
