@@ -23,12 +23,14 @@ class Source(ABC):
     warnings: what the user should know about the source.
     fork_safe: whether a forked process may read it (file systems with threads of their own may not be
     forked).
+    thread_safe: whether several threads may read it at a time.
     """
 
     classes: tuple[str, ...]
     labels: np.ndarray
     warnings: tuple[str, ...] = ()
     fork_safe: bool = True
+    thread_safe: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -8,7 +8,7 @@ import warnings
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tltrain.errors import DataError, Problem
 
@@ -22,11 +22,12 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, LookupError, OverflowErr
             zlib.error, Image.DecompressionBombError)  # fmt: skip
 
 
-def decode(content: bytes | Image.Image, identity: str) -> Image.Image:
+def decode(content: bytes | Image.Image, identity: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return an image as RGB.
 
     content: an encoded JPEG, PNG, WEBP, BMP, TIFF or GIF (told by its bytes, not its name), or an image.
     identity: the sample's id, for errors.
+    max_pixels: largest width * height that is decoded.
 
     - EXIF orientation is applied; of an animation the first frame is taken.
     - Grey becomes three equal channels; 1-bit becomes 0 and 255; palettes and CMYK are converted.
@@ -35,24 +36,29 @@ def decode(content: bytes | Image.Image, identity: str) -> Image.Image:
       likewise.
     - Float within 0..1 is scaled by 255, float within 0..255 is rounded; other ranges are refused.
 
-    Raises DataError naming the sample if it is empty, truncated, not an image, or larger than MAX_PIXELS.
+    Raises DataError naming the sample if it is empty, truncated, not an image, or larger than `max_pixels`.
     """
     try:
         # Pillow warns of odd metadata, which changes no pixel, and of large images, which are checked.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _to_rgb(_open(content))
+            return _to_rgb(_open(content, max_pixels))
     except _DAMAGED as error:
-        what = "is empty (0 bytes)" if content == b"" else f"cannot be decoded: {error}"
+        what = "is empty (0 bytes)" if content == b"" else f"cannot be decoded: {_reason(error)}"
         action = f"Replace or remove it; readable are {', '.join(FORMATS)}"
         raise DataError(Problem(what, action, where=identity)) from error
 
 
-def _open(content: bytes | Image.Image) -> Image.Image:
+def _reason(error: Exception) -> str:
+    # Pillow's own text names the object in memory, which is another one each time.
+    return "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _open(content: bytes | Image.Image, max_pixels: int) -> Image.Image:
     image = content if isinstance(content, Image.Image) else Image.open(io.BytesIO(content), formats=FORMATS)
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels are more than the {MAX_PIXELS} allowed")
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} pixels are more than the {max_pixels} allowed")
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return image

@@ -133,12 +133,24 @@ def _check_layout(root: Location, key: str, folders: list[str], images: list[str
         what = "holds images but no class folders" if images else "holds no class folders and no images"
         raise DataError(Problem(f"{root} {what}", LAYOUT, key=key))
     split = key.rpartition(".")[2]
-    found = {name: folder for name, names in _SPLIT_NAMES.items() for folder in folders if folder.lower() in names}
-    if "train" in found and len(found) > 1 and not _has_images(found["train"], images):
+    if found := _splits_among(folders, images):
         hint = found.get(split, found["train"])
         action = f"Name the part you mean: {key}: {os.path.join(str(root), hint)}"
         parts = ", ".join(sorted(found.values()))
         raise DataError(Problem(f"{root} holds the folders of several splits ({parts})", action, key=key))
+
+
+def split_folders(root: Location) -> dict[str, str]:
+    """Return the folders of splits in `root` by the names train, val and test; empty where there are none."""
+    tree = list_tree(root)
+    return _splits_among([folder for folder in tree.folders if "/" not in folder], tree.files)
+
+
+def _splits_among(folders: Iterable[str], files: Iterable[str]) -> dict[str, str]:
+    found = {name: folder for name, names in _SPLIT_NAMES.items() for folder in folders if folder.lower() in names}
+    images = [path for path in files if _suffix(path) in SUFFIXES]
+    is_split = "train" in found and len(found) > 1 and not _has_images(found["train"], images)
+    return found if is_split else {}
 
 
 def _has_images(folder: str, images: Iterable[str]) -> bool:

@@ -8,7 +8,6 @@ from tltrain.data.base import Source
 from tltrain.data.folders import open_folder
 from tltrain.data.locations import Location
 from tltrain.data.tables import open_table
-from tltrain.data.torchvision_sets import open_torchvision
 from tltrain.errors import DataError, Problem
 from tltrain.spec.names import TABLE_SUFFIXES, TORCHVISION_PREFIX
 from tltrain.spec.schema import DataSpec
@@ -27,6 +26,8 @@ def open_source(uri: str, data: DataSpec, *, split: Literal["train", "val", "tes
     """
     key = f"data.{split}"
     if uri.startswith(TORCHVISION_PREFIX):
+        from tltrain.data.torchvision_sets import open_torchvision  # torchvision takes seconds, and others do without
+
         return open_torchvision(uri.removeprefix(TORCHVISION_PREFIX), data, split)
     location = Location(uri)
     kind = location.kind()

@@ -13,7 +13,6 @@ import numpy as np
 from tltrain.data.base import Source, Split
 from tltrain.data.leakage import find_leaks
 from tltrain.data.sources import open_source
-from tltrain.data.torchvision_sets import evaluation_split
 from tltrain.errors import DataError, Problem
 from tltrain.spec.names import TORCHVISION_PREFIX
 from tltrain.spec.schema import DataSpec
@@ -83,8 +82,11 @@ def open_split(uri: str, data: DataSpec, classes: Sequence[str]) -> Split:
 
 
 def _evaluation_split(uri: str) -> Literal["train", "val", "test"]:
-    is_torchvision = uri.startswith(TORCHVISION_PREFIX)
-    return evaluation_split(uri.removeprefix(TORCHVISION_PREFIX)) if is_torchvision else "test"
+    if not uri.startswith(TORCHVISION_PREFIX):
+        return "test"
+    from tltrain.data.torchvision_sets import evaluation_split  # torchvision takes seconds, and others do without
+
+    return evaluation_split(uri.removeprefix(TORCHVISION_PREFIX))
 
 
 def _check_training(source: Source, uri: str) -> None:

@@ -126,6 +126,11 @@ def evaluation_split(name: str) -> Literal["train", "val", "test"]:
     return "test" if "test" in splits else "val" if "val" in splits else "train"
 
 
+def split_names(name: str) -> list[str]:
+    """Return the splits that a data set has, by our names. Raises DataError if it is not known."""
+    return list(_layout(name, "data").splits)
+
+
 def _layout(name: str, key: str) -> Layout:
     if name in LAYOUTS:
         return LAYOUTS[name]
