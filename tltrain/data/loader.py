@@ -257,22 +257,33 @@ def _batches(
     num_workers: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    loader = DataLoader(
-        reader,
-        sampler=requests if decoded is None else _marked(requests, decoded),
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        multiprocessing_context=None if split.source.fork_safe or not num_workers else "forkserver",
-        generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=functools.partial(_end_with, os.getpid()),
-    )
-    for batch in loader:
+    marked = requests if decoded is None else _marked(requests, decoded)
+    fork_safe = split.source.fork_safe
+    for batch in open_loader(reader, marked, fork_safe, seed=seed, num_workers=num_workers, pin_memory=pin_memory):
         if isinstance(batch, DataError):
             raise batch
         if decoded is not None:
             decoded.filled[batch.ids.numpy()] = True
         yield batch
+
+
+def open_loader(
+    reader: Dataset[Any], requests: Iterable[Any], fork_safe: bool, *, seed: int, num_workers: int, pin_memory: bool
+) -> DataLoader[Any]:
+    """Return a loader of what `reader[request]` gives for each request, in their order.
+
+    Its processes end with this one, however it ends.
+    """
+    return DataLoader(
+        reader,
+        sampler=requests,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        multiprocessing_context=None if fork_safe or not num_workers else "forkserver",
+        generator=torch.Generator().manual_seed(seed),
+        worker_init_fn=functools.partial(_end_with, os.getpid()),
+    )
 
 
 def _end_with(owner_pid: int, _worker: int) -> None:

@@ -23,7 +23,8 @@ from tltrain.spec.schema import DataSpec
 
 CSV_SUFFIXES = (".csv", ".tsv")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-_IMAGE_COLUMNS = ("image", "path", "file_name")
+IMAGE_COLUMNS = ("image", "path", "file_name")
+"""What a column of images is called where nothing else is said."""
 _SHOWN = 10
 
 
@@ -139,7 +140,7 @@ def _is_plain_integer(text: str) -> bool:
 
 def _columns(location: Location, names: list[str], data: DataSpec, key: str) -> list[str]:
     """Return the names of the image column and the label column; raise DataError for missing ones."""
-    wanted = data.image_column or next((name for name in _IMAGE_COLUMNS if name in names), None)
+    wanted = data.image_column or next((name for name in IMAGE_COLUMNS if name in names), None)
     problems = []
     for column, setting in ((wanted, "data.image_column"), (data.label_column, "data.label_column")):
         if column in names:
