@@ -30,7 +30,7 @@ check: $(INSTALLED_DEV) ## check format, lint, types and import contracts
 	$(BIN)/lint-imports --no-logo
 
 docs: $(INSTALLED_DOCS) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(INSTALLED) ## compare training speed with a plain torchrun script
 	$(BIN)/python benchmarks/ddp_parity.py
