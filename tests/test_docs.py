@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import io
 import re
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from docs_text import PAGES, PROJECT_DIR, Block, Command, arguments, blocks, com
 from ruamel.yaml import YAML
 from typer.main import get_command
 
+import tltrain
 from tltrain.cli.main import app
 from tltrain.jobs.clusters import KINDS, parse_cluster
 from tltrain.spec.load import parse_spec
@@ -186,6 +188,24 @@ def test_messages_explained_are_in_the_source(message: str) -> None:
 def test_commands_said_not_to_be_run_are_in_the_documentation(entry: dict[str, str]) -> None:
     assert entry["why"]
     assert any(covers(entry, command) for page in PAGES for command in commands(page))
+
+
+def test_functions_of_the_python_page_have_these_parameters() -> None:
+    text = (PROJECT_DIR / "docs" / "api.md").read_text("utf-8")
+    calls = [
+        ast.parse(shown, mode="eval").body for shown in re.findall(r"^\| `(\w+\.\w+\(.*\))` \|", text, re.MULTILINE)
+    ]
+    shown = {ast.unparse(call.func): call for call in calls if isinstance(call, ast.Call)}
+
+    public = {f"tltrain.{name}" for name in tltrain.__all__ if inspect.isroutine(getattr(tltrain, name))}
+    assert shown.keys() >= public | {f"job.{name}" for name in vars(tltrain.Job) if name[0] != "_"}
+    for name, call in shown.items():
+        parameters = inspect.signature(
+            getattr(tltrain.Job if "job" in name else tltrain, name.partition(".")[2])
+        ).parameters
+        assert {ast.unparse(argument) for argument in call.args} <= {*parameters, "..."}, name
+        for given in call.keywords:
+            assert parameters[str(given.arg)].default == ast.literal_eval(given.value), f"{name}: {given.arg}"
 
 
 def test_kinds_of_clusters_are_explained() -> None:
