@@ -97,8 +97,8 @@ class Grid:
         difference = compare(ran.trials, self.reference, may_stop_early=stops)
         self.differences[arm] = max(self.differences.get(arm, 0.0), difference.largest)
         CONSOLE.print(
-            f"{self.title}, {arm} against D: losses differ by {difference.median:.1e} (median) and at most by "
-            f"{difference.largest:.1e} ({difference.where}); its best trial is {difference.lost_by_choice:.3f} below D's"
+            f"{self.title}, {arm} against D: losses differ by {difference.median:.1e} (median), at most by "
+            f"{difference.largest:.1e} ({difference.where}); best trial {difference.lost_by_choice:.3f} below D's"
         )
         if arm == "E" and not difference.is_within(tolerance, may_stop_early=stops):
             sys.exit(f"E does not compute what D does (tolerance {tolerance:.0e}), so its speed is not compared.")

@@ -14,8 +14,8 @@ from typing import Any
 TABLES = {"A": "table.json", "B": "table.json", "D": "table.json", "E": "trials.parquet"}
 """What an arm writes when all trials are done and ranked."""
 LOSSES = ("train_loss", "val_loss")
-# High rates make chaos of rounding: two trials of D itself that differ in the number of threads, or in the order in which
-# one layer sums its gradient, end up to 1e-2 and 7e-2 apart (depth 7, rates 0.03 and 0.1). Most losses do not move.
+# High rates make chaos of rounding: two trials of D itself that differ in the number of threads, or in the order in
+# which one layer sums its gradient, end up to 1e-2 and 7e-2 apart (depth 7, rates 0.03 and 0.1). Most losses stay.
 LARGEST_BY_ROUNDING = 0.2
 BEST_BY_ROUNDING = 0.01
 
