@@ -93,7 +93,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, fashion_dir: Path, s3_en
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": f"{folder}:{PROJECT_DIR}",
     }
     made = Workspace(folder, environment)
     made.run("tltrain run jobs/quickstart.yaml")
