@@ -68,7 +68,7 @@ def write_photos(table: Path, folder: Path, per_class: int) -> None:
     rows = pq.read_table(table).to_pylist()
     counts: dict[str, int] = {}
     for row in rows:
-        label = str(row["label"])
+        label = str(row["label"]).partition("/")[0]
         number = counts[label] = counts.get(label, 0) + 1
         if number <= per_class:
             (folder / label).mkdir(parents=True, exist_ok=True)
