@@ -55,7 +55,7 @@ def connected() -> Iterator[None]:
         return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with _joined() if os.environ.get("RAY_ADDRESS") else _private():
+    with _joined() if os.environ.get("RAY_ADDRESS") else private_cluster():
         yield
 
 
@@ -76,10 +76,11 @@ def _joined() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _private() -> Iterator[None]:
+def private_cluster() -> Iterator[None]:
+    """Start a cluster on this machine for a `with` block; it ends with this process at the latest."""
     # Ray turns token mode on by itself where RAY_AUTH_MODE is unset; with a token at hand it writes none to a file.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    for name, value in PRIVATE_ENVIRONMENT.items():
+    for name, value in {**ENVIRONMENT, **PRIVATE_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="tltrain-ray-", ignore_cleanup_errors=True) as folder:
         try:
