@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE_DIR = Path(__file__).resolve().parent.parent / "tltrain"
-NEAR_SIDE = ("errors", "spec", "storage", "lease", "run_folder", "report", "jobs", "run", "api", "cli")
+NEAR_SIDE = (
+    "errors",
+    "disk",
+    "arrow_files",
+    "spec",
+    "storage",
+    "lease",
+    "run_folder",
+    "report",
+    "jobs",
+    "run",
+    "api",
+    "cli",
+)
 HEAVY = {"torch", "torchvision", "timm", "ray"}
 WITHOUT_RAY = (*NEAR_SIDE, "models", "data", "train")
 

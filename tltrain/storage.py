@@ -5,25 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import shutil
+import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from types import ModuleType
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import pyarrow as pa
-from pyarrow import fs
-
+from tltrain.disk import TEMPORARY, flush_folder, replacing
 from tltrain.errors import Problem, StorageError
 
+if TYPE_CHECKING:
+    from pyarrow import fs
+
 _SCHEME_WITHOUT_SLASHES = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs):(?!//)")
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-_STAMPS_AT_A_TIME, _THREADS = 50, 32
-_OBJECT_STORES = ("s3", "gcs", "abfs")  # no folders of their own there, so none can be renamed
+_THREADS = 32
 
 # (error numbers, parts of an object store's message, what to do)
 _ADVICE: tuple[tuple[tuple[int, ...], tuple[str, ...], str], ...] = (
@@ -78,8 +79,8 @@ class Folder:
         if "://" not in uri:
             return cls._local(uri)
         with _translated("open", _display(uri), secret=uri):
-            filesystem, path = fs.FileSystem.from_uri(uri)
-        return cls._local(path) if filesystem.type_name == "local" else cls(uri, path, filesystem)
+            filesystem, path = _far().open_address(uri)
+        return cls._local(path) if filesystem is None else cls(uri, path, filesystem)
 
     @classmethod
     def _local(cls, path: str) -> Folder:
@@ -94,7 +95,7 @@ class Folder:
     @property
     def arrow(self) -> tuple[fs.FileSystem, str]:
         """The pyarrow file system and the path on it, for libraries that take these."""
-        return self._filesystem or fs.LocalFileSystem(), self._path
+        return self._filesystem or _far().local(), self._path
 
     @property
     def name(self) -> str:
@@ -118,8 +119,7 @@ class Folder:
         with self._failing("read", name):
             if self._filesystem is None:
                 return Path(path).read_bytes()
-            with self._filesystem.open_input_file(path) as file:
-                return file.read()
+            return _far().read(self._filesystem, path)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write or replace a file: afterwards it is there whole and, on a local disk, flushed."""
@@ -127,10 +127,10 @@ class Folder:
         self._check()
         with self._failing("write", name):
             if self._filesystem is None:
-                with _replacing(path) as file:
+                with replacing(path) as file:
                     file.write(data)
             else:
-                self._put(self._filesystem, path, data)
+                _far().write(self._filesystem, path, data)
 
     def write_file(self, name: str, local_source: str | Path) -> None:
         """Write or replace a file with a copy of a local file, without reading it into memory."""
@@ -138,19 +138,17 @@ class Folder:
         self._check()
         with self._failing("write", name):
             if self._filesystem is None:
-                with open(local_source, "rb") as source, _replacing(path) as file:
+                with open(local_source, "rb") as source, replacing(path) as file:
                     shutil.copyfileobj(source, file, 1 << 20)
             else:
-                # One write of a mapped file: a read that fails half-way could else leave half an object.
-                with pa.memory_map(str(local_source)) as source:
-                    self._put(self._filesystem, path, source.read_buffer())
+                _far().copy_here(self._filesystem, path, local_source)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file or folder of this name. Not being allowed to look is an error, not a no."""
         path = self._path_of(name)
         with self._failing("look for", name):
             if self._filesystem is not None:
-                return self._filesystem.get_file_info(path).type != fs.FileType.NotFound
+                return _far().exists(self._filesystem, path)
             try:
                 os.lstat(path)
             except (FileNotFoundError, NotADirectoryError):
@@ -161,24 +159,20 @@ class Folder:
         """Sorted names of the files and folders in here; empty where the folder does not exist."""
         with self._failing("list"):
             if self._filesystem is not None:
-                selector = fs.FileSelector(self._path, allow_not_found=True)
-                return sorted({info.base_name for info in self._filesystem.get_file_info(selector)})
+                return _far().names(self._filesystem, self._path)
             try:
                 names = os.listdir(self._path)
             except FileNotFoundError:
                 return []
-            return sorted(name for name in names if not _TEMPORARY.fullmatch(name))
+            return sorted(name for name in names if not TEMPORARY.fullmatch(name))
 
     def stamps(self, file: str) -> dict[str, tuple[int, int]]:
         """For each folder in here that has such a file: when that was last written, in ns since 1970, and its size."""
         names = self.names()
-        filesystem, _ = self.arrow
         paths = [f"{self._path.rstrip('/')}/{name}/{file}" for name in names]
-        parts = [paths[start : start + _STAMPS_AT_A_TIME] for start in range(0, len(paths), _STAMPS_AT_A_TIME)]
-        with self._failing("list"), ThreadPoolExecutor(_THREADS) as executor:
-            infos = [info for part in executor.map(filesystem.get_file_info, parts) for info in part]
-        files = zip(names, infos, strict=True)
-        return {name: (info.mtime_ns, info.size) for name, info in files if info.type == fs.FileType.File}
+        with self._failing("list"):
+            found = _stamps(paths) if self._filesystem is None else _far().stamps(self._filesystem, paths)
+        return {name: stamp for name, stamp in zip(names, found, strict=True) if stamp is not None}
 
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it. A missing one is fine."""
@@ -186,7 +180,7 @@ class Folder:
         self._check()
         with self._failing("delete", name):
             if self._filesystem is not None:
-                _delete_remote(self._filesystem, path)
+                _far().delete(self._filesystem, path)
             elif os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
             else:
@@ -199,7 +193,7 @@ class Folder:
         self._check()
         with self._failing("delete"):
             if self._filesystem is not None:
-                _delete_remote(self._filesystem, self._path)
+                _far().delete(self._filesystem, self._path)
             elif os.path.isdir(self._path):
                 shutil.rmtree(self._path)
 
@@ -213,12 +207,9 @@ class Folder:
         with self._failing(f"rename to {new!r}", old):
             if self._filesystem is None:
                 os.rename(source, target)
-                _flush_folder(self._path)
-            elif self._filesystem.type_name in _OBJECT_STORES:
-                _copy_remote(self._filesystem, source, target)
-                _delete_remote(self._filesystem, source)
+                flush_folder(self._path)
             else:
-                self._filesystem.move(source, target)
+                _far().rename(self._filesystem, source, target)
 
     def __str__(self) -> str:
         return _display(self.uri)
@@ -247,11 +238,31 @@ class Folder:
         where = str(self) if name is None else f"{str(self).rstrip('/')}/{name}"
         return _translated(doing, where, secret=self.uri)
 
-    def _put(self, filesystem: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
-        if filesystem.type_name not in _OBJECT_STORES:
-            filesystem.create_dir(self._path, recursive=True)
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+
+def _far() -> ModuleType:
+    """What works on file systems that are not the local disk; importing it costs a quarter of a second."""
+    from tltrain import arrow_files
+
+    return arrow_files
+
+
+def _stamps(paths: Sequence[str]) -> Sequence[tuple[int, int] | None]:
+    """Times in ns and sizes in bytes of files on the local disk, which may be a slow one of the network."""
+    with ThreadPoolExecutor(_THREADS) as executor:
+        parts = executor.map(_stamps_of_some, (paths[start : start + 500] for start in range(0, len(paths), 500)))
+        return [stamp for part in parts for stamp in part]
+
+
+def _stamps_of_some(paths: Sequence[str]) -> list[tuple[int, int] | None]:
+    return [_stamp(path) for path in paths]
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return (found.st_mtime_ns, found.st_size) if stat.S_ISREG(found.st_mode) else None
 
 
 @contextmanager
@@ -259,10 +270,16 @@ def _translated(doing: str, where: str, secret: str) -> Iterator[None]:
     """Turn errors of the system and of pyarrow into StorageErrors; `secret` is never shown."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except _failures() as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
         what = f"cannot {doing} it: {reason.replace(secret, where)}"
         raise StorageError(Problem(what, _advice(error), where)) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What file systems raise; pyarrow's own errors where anything has imported it."""
+    arrow = sys.modules.get("pyarrow")
+    return (OSError,) if arrow is None else (OSError, arrow.ArrowException)
 
 
 def _advice(error: Exception) -> str:
@@ -276,62 +293,3 @@ def _advice(error: Exception) -> str:
 def _display(uri: str) -> str:
     """The address without its query and without a password in it."""
     return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", uri.partition("?")[0]) if "://" in uri else uri
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` once it is whole and flushed."""
-    folder, name = os.path.split(path)
-    _make_folder(folder)
-    temporary = Path(folder, f".{name}.{secrets.token_hex(4)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(folder)
-
-
-def _make_folder(path: str) -> None:
-    """Make a folder and those above it, each flushed into the one above."""
-    if os.path.isdir(path):
-        return
-    parent = os.path.dirname(path)
-    _make_folder(parent)
-    try:
-        os.mkdir(path, 0o755)
-    except FileExistsError:
-        if not os.path.isdir(path):  # else somebody else was faster
-            raise
-    _flush_folder(parent)
-
-
-def _flush_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush folders
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _delete_remote(filesystem: fs.FileSystem, path: str) -> None:
-    kind = filesystem.get_file_info(path).type
-    if kind == fs.FileType.Directory:
-        filesystem.delete_dir(path)
-    elif kind != fs.FileType.NotFound:
-        filesystem.delete_file(path)
-
-
-def _copy_remote(filesystem: fs.FileSystem, source: str, target: str) -> None:
-    if filesystem.get_file_info(source).type != fs.FileType.Directory:
-        return filesystem.copy_file(source, target)
-    for info in filesystem.get_file_info(fs.FileSelector(source, recursive=True)):
-        if info.type == fs.FileType.File:
-            filesystem.copy_file(info.path, target + info.path[len(source) :])

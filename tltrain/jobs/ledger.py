@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tltrain.disk import make_folder, replacing
 from tltrain.errors import Problem, SpecError, StorageError
-from tltrain.jobs.local_state import make_private_dir
 from tltrain.jobs.states import Cause, State, Verdict
 from tltrain.jobs.upload import Package
 
@@ -188,17 +188,10 @@ class Ledger:
 
     def _keep_package(self, package: Package) -> None:
         path = self._package_path(package.name)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with _translated(path):
-            if path.exists():
-                return
-            make_private_dir(path.parent)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(package.content)
-                stream.flush()
-                os.fsync(descriptor)
-            os.replace(temporary, path)
+            if not path.exists():
+                with replacing(path, private=True) as file:
+                    file.write(package.content)
 
     @contextmanager
     def _writing(self) -> Iterator[Any]:
@@ -220,7 +213,7 @@ _ATTEMPT_COLUMNS = [column.name for column in fields(Attempt)]
 
 def _open(path: Path) -> sqlite3.Connection:
     with _translated(path):
-        make_private_dir(path.parent)
+        make_folder(path.parent, private=True)
         # Made before SQLite opens it, so that nobody else can read it from the start; its -wal takes over the mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tltrain.disk import make_folder
 from tltrain.errors import Problem, ResourceError, StorageError
 from tltrain.jobs import local_state, processes
 from tltrain.jobs.clusters import LocalCluster
@@ -179,7 +180,7 @@ def _locked(name: str) -> Iterator[None]:
     """Let one command at a time start or end a cluster."""
     folder = local_state.state_dir(name)
     try:
-        local_state.make_private_dir(folder)
+        make_folder(folder, private=True)
     except OSError as error:
         problem = Problem(f"cannot be made: {error.strerror}", "Check the path", str(folder))
         raise StorageError(problem) from error

@@ -6,11 +6,11 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tltrain.disk import replacing
 from tltrain.errors import Problem, StorageError
 from tltrain.jobs.processes import Process
 
@@ -85,31 +85,13 @@ def make_token(path: Path) -> bool:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write or replace a file that only this user may read, from its first byte on. Raises StorageError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """Write or replace a file that only this user may read. Raises StorageError."""
     try:
-        make_private_dir(path.parent)
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(descriptor)
-            os.replace(temporary, path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+        with replacing(path, private=True) as file:
+            file.write(text.encode())
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageError(Problem(f"cannot be written: {reason}", "Check the path", str(path))) from error
-
-
-def make_private_dir(path: Path) -> None:
-    """Make a folder, and those above it, that only this user may enter. Raises OSError."""
-    if path.is_dir():
-        return
-    make_private_dir(path.parent)
-    path.mkdir(mode=0o700, exist_ok=True)
 
 
 def without_ray(environment: Mapping[str, str]) -> dict[str, str]:

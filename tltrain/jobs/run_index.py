@@ -14,8 +14,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tltrain.disk import make_folder
 from tltrain.errors import StorageError
-from tltrain.jobs.local_state import make_private_dir
 from tltrain.run_folder import STATE_FILE, RunFolder
 from tltrain.storage import Folder
 
@@ -129,7 +129,7 @@ def index_path(storage: Folder) -> Path:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    make_private_dir(path.parent)
+    make_folder(path.parent, private=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     return _with_table(sqlite3.connect(path, timeout=10))
 

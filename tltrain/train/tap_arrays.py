@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tltrain.disk import flush_folder
 from tltrain.train.tap_files import CHECK_BYTES, Layout, UnfitFileError, check_of, folder_lock, read_structure, write_at
 
 PARTIAL = ".partial"
@@ -229,16 +230,8 @@ def _commit(path: Path, descriptor: int) -> None:
         with folder_lock(path.parent):
             if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
                 path.rename(path.with_suffix(""))
-                _flush_folder(path.parent)
+                flush_folder(path.parent)
     except OSError as error:
         _logger.warning("the taps in %s may not outlive this process: %s", path, error)
-    finally:
-        os.close(descriptor)
-
-
-def _flush_folder(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

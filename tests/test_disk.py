@@ -1,0 +1,68 @@
+"""Files of the local disk: whole or absent, and private where they have to be."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from tltrain.disk import TEMPORARY, make_folder, replacing
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    for text in (b"first", b"second"):
+        before = path.read_bytes() if path.exists() else None
+        with replacing(path) as file:
+            file.write(text)
+            file.flush()
+            (written,) = [name for name in os.listdir(path.parent) if name != "file"]
+            assert TEMPORARY.fullmatch(written)
+            assert (path.read_bytes() if path.exists() else None) == before
+        assert path.read_bytes() == text
+        assert os.listdir(path.parent) == ["file"]
+
+
+def write_half_and_fail(file: BinaryIO) -> None:
+    file.write(b"half")
+    raise RuntimeError
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        write_half_and_fail(file)
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_private_files_and_folders_are_so_from_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    old = os.umask(0)
+    try:
+        with replacing(path, private=True) as file:
+            assert mode_of(path.parent / os.listdir(path.parent)[0]) == 0o600
+            file.write(b"secret")
+        make_folder(tmp_path / "public" / "sub")
+    finally:
+        os.umask(old)
+    assert mode_of(path) == 0o600
+    assert [mode_of(folder) for folder in (path.parent, path.parent.parent)] == [0o700, 0o700]
+    assert mode_of(tmp_path / "public" / "sub") == 0o755
+
+
+def test_relative_paths_are_taken_from_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with replacing("file") as file:
+        file.write(b"here")
+    make_folder("a/b")
+    assert (tmp_path / "file").read_bytes() == b"here"
+    assert (tmp_path / "a" / "b").is_dir()

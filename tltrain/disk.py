@@ -1,0 +1,66 @@
+"""Files of the local disk that are there whole or not at all: written beside their place, flushed, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""Names of files that are being written."""
+
+
+@contextmanager
+def replacing(path: str | Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` once it is whole and flushed; its folder is made where it is missing.
+
+    private: only this user may read it, from its first byte on, and enter folders that are made. Raises OSError.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    make_folder(folder, private=private)
+    temporary = Path(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        descriptor = os.open(temporary, flags, 0o600 if private else 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush_folder(folder)
+
+
+def make_folder(path: str | Path, *, private: bool = False) -> None:
+    """Make a folder and those above it, each flushed into the one above; those that are there stay as they are.
+
+    private: only this user may enter what is made. Raises OSError.
+    """
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(os.path.abspath(path))
+    make_folder(parent, private=private)
+    try:
+        os.mkdir(path, 0o700 if private else 0o755)
+    except FileExistsError:
+        if not os.path.isdir(path):  # else somebody else was faster
+            raise
+    flush_folder(parent)
+
+
+def flush_folder(path: str | Path) -> None:
+    """Flush a folder's list of names to the disk, where the file system can. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)
