@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
 
 from tltrain.run_folder import RunFolder
 
@@ -166,8 +167,7 @@ def _row(lane: str, epoch: int, epochs: int, peak: float, rate: float, frozen: i
 
 
 def _write_extras(run: RunFolder, trials: Sequence[dict[str, Any]], random: Random) -> None:
-    times = {"prefix_s": 5.1, "lanes_s": 21.7, "decode_s": 1.9, "validation_s": 4.0, "checkpoint_s": 1.2}
-    run.write_json("sharing.json", {**times, "saved_s": 161.0})
+    run.write_json("sharing.json", sharing_record(trials))
     scored = [trial for trial in trials if trial["best"]]
     ranked = sorted(scored, key=lambda trial: -trial["best"]["top1"])[:3]
     top = []
@@ -186,6 +186,28 @@ def _write_extras(run: RunFolder, trials: Sequence[dict[str, Any]], random: Rand
     run.write_json("confirm.json", {"top": top, "winner": max(top, key=lambda one: one["mean"])["trial"]})
 
 
+def sharing_record(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What two groups have measured in a sweep whose frozen layers ran once, up to stage 6 and from there to all 8."""
+    lanes = {
+        one["trial"]: {str(depth if isinstance(depth := one["values"].get("model.freeze_depth"), int) else STAGES): n}
+        for one in trials
+        if (n := one["epochs"])
+    }
+    bench = {
+        "images": {"train": 2000, "val": 200},
+        "stages": [f"block{number}" for number in range(1, STAGES + 1)],
+        "views": 1,
+        "kept": {"train": [6, STAGES], "val": [6, STAGES]},
+        "decoded": 2200,
+        "decode_s": 1.9,
+        "computed": [[-1, 6, 8.8, 2200], [6, STAGES, 2.2, 2200]],
+        "lanes": lanes,
+    }
+    seconds = {"decode": 1.9, "prefix": 12.4, "lanes": 21.7, "validation": 4.0, "checkpoint": 1.2}
+    around = {"waiting": 3.3, "winner": 4.8, "other": 6.1}
+    return {"seconds": {**seconds, **around}, "workers": 1, "groups": 2, "benches": {"a1b2": bench}}
+
+
 def write_run(folder: Path, *, epochs: int = 5, done: int | None = None, seed: int = 0) -> RunFolder:
     """Write a plain run of which `done` epochs are over (None: all, with its evaluation)."""
     random, run = Random(seed), RunFolder.at(str(folder.parent), folder.name)
@@ -199,11 +221,13 @@ def write_run(folder: Path, *, epochs: int = 5, done: int | None = None, seed: i
             best={"epoch": best["epoch"], "top1": best["val_top1"], "loss": best["val_loss"], "step": best["step"]}
         )
         write_evaluation(run, CLASSES, 500, seed)
+        seconds = {"decode": 2.4, "prefix": 9.9, "lanes": 14.2, "validation": 3.0, "checkpoint": 0.8, "test": 2.2}
+        run.write_json("timings.json", {"first_step_at": 1_750_000_004.0, "seconds": {**seconds, "other": 3.1}})
     return run
 
 
 def write_evaluation(run: RunFolder, classes: Sequence[str], images: int, seed: int = 0) -> None:
-    """Write evaluation.json and predictions.parquet of `images` images, in which neighbouring classes are confused."""
+    """Write what an evaluation of `images` images leaves, in which neighbouring classes are confused."""
     random, count = Random(seed), len(classes)
     matrix = [[0] * count for _ in classes]
     rows = []
@@ -222,6 +246,29 @@ def write_evaluation(run: RunFolder, classes: Sequence[str], images: int, seed: 
     sink = io.BytesIO()
     pq.write_table(pa.table({name: list(column) for name, column in zip(names, columns, strict=True)}), sink)
     run.folder.write_bytes("predictions.parquet", sink.getvalue())
+    _write_thumbnails(run, rows)
+
+
+def _write_thumbnails(run: RunFolder, rows: Sequence[tuple[Any, ...]]) -> None:
+    surest = sorted((row for row in rows if not row[4]), key=lambda row: -row[3])[:24]
+    chosen = [("mistake", row) for row in surest]
+    chosen += [("uncertain", row) for row in sorted(rows, key=lambda row: row[3])[:24]]
+    names = ("kind", "id", "label", "prediction", "probability", "image")
+    table = [
+        dict(zip(names, (kind, *row[:4], _picture(index)), strict=True)) for index, (kind, row) in enumerate(chosen)
+    ]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(table), sink)
+    run.folder.write_bytes("thumbnails.parquet", sink.getvalue())
+
+
+def _picture(number: int) -> bytes:
+    """A JPEG file of a few shapes."""
+    image = Image.new("RGB", (96, 72), (40 + 4 * number, 90, 160 - 2 * number))
+    ImageDraw.Draw(image).ellipse((20, 10, 50 + number, 60), fill=(240, 200, 80))
+    sink = io.BytesIO()
+    image.save(sink, "JPEG")
+    return sink.getvalue()
 
 
 def _numbers(matrix: list[list[int]], rows: list[tuple[Any, ...]], classes: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,7 +32,7 @@ def runs(
     from tltrain.jobs.runs import list_runs
     from tltrain.storage import Folder
 
-    folder = Folder.open(_default_storage() if storage is None else storage)
+    folder = Folder.open(default_storage() if storage is None else storage)
     found = list_runs(folder, rebuild=rebuild)
     if as_json:
         print(json.dumps([{**vars(run), "uri": folder.child(run.name).uri} for run in found], indent=2))
@@ -43,19 +44,32 @@ def runs(
 
 def compare(
     names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="The runs' folders.")],
+    page: Annotated[Path | None, typer.Option("--page", metavar="FILE", help="Also write a page to look at.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how runs differ, and their numbers, side by side."""
+    """Show how runs differ, their numbers side by side, and whether their accuracies differ by more than chance."""
     from dataclasses import asdict
 
     from tltrain.cli.run_tables import comparison_lines, width
     from tltrain.jobs.comparison import compare as compare_runs
+    from tltrain.report.compare_page import build_comparison, difference_lines, find_differences
     from tltrain.run_folder import RunFolder
+    from tltrain.storage import Folder
 
     if len(names) < 2:
         raise SpecError("a single run cannot be compared", "Name two or more: tltrain compare RUN RUN")
-    comparison = compare_runs([RunFolder.open(name) for name in names])
-    print(json.dumps(asdict(comparison), indent=2) if as_json else "\n".join(comparison_lines(comparison, width())))
+    folders = [RunFolder.open(name) for name in names]
+    comparison = compare_runs(folders)
+    differences = find_differences(folders, comparison.runs)
+    if as_json:
+        found = [{**asdict(one), "is_clear": one.is_clear} for one in differences]
+        print(json.dumps({**asdict(comparison), "differences": found}, indent=2))
+    else:
+        print("\n".join([*comparison_lines(comparison, width()), *difference_lines(differences)]))
+    if page is not None:
+        text = build_comparison(folders, comparison.runs, comparison.spec, differences)
+        Folder.open(str(page.parent)).write_bytes(page.name, text.encode())
+        typer.echo(f"Wrote {page}", err=True)
 
 
 def remove(
@@ -77,7 +91,8 @@ def remove(
     typer.echo(f"Deleted {folder.folder}", err=True)
 
 
-def _default_storage() -> str:
+def default_storage() -> str:
+    """Where runs stand that a spec gives no other place."""
     from tltrain.spec.schema import Spec  # takes a moment, and lists with a storage given do without
 
     return Spec.model_fields["storage"].default

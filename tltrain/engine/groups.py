@@ -21,6 +21,7 @@ from tltrain.errors import OutOfMemoryError
 from tltrain.lease import begin_workers
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
+from tltrain.train.measured import Record, merged
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class WorkerGroups:
         self._started = list(started[:count])
         for process in started[count:]:
             ray.kill(process)
-        self._futures: list[concurrent.futures.Future[dict[str, float]]] = []
+        self._futures: list[concurrent.futures.Future[Record]] = []
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -91,27 +92,27 @@ class WorkerGroups:
             if future.done() and future.exception() is not None:
                 future.result()
 
-    def timings(self) -> list[dict[str, float]]:
-        """Return the seconds per phase of each group, once they have ended."""
-        return [future.result() for future in self._futures]
+    def measured(self) -> Record:
+        """Return what all groups measured, once they have ended."""
+        return merged(future.result() for future in self._futures)
 
-    def _run_claimed(self, index: int) -> dict[str, float]:
+    def _run_claimed(self, index: int) -> Record:
         """Give one trial after another a worker group of its own, until there are no more.
 
         No more groups are there at a time than the cluster holds, and each trains only what its trial waits for, so
         none waits for resources that another holds.
         """
-        prefix_s, folder = 0.0, self._run.folder.child("groups")
+        records, folder = list[Record](), self._run.folder.child("groups")
         while True:
             group: int | None = ray.get(self._broker.claim.remote())
             if group is None:
-                return {"prefix_s": prefix_s}
-            prefix_s += self._run_group(group).get("prefix_s", 0.0)
+                return merged(records)
+            records.append(self._run_group(group))
             for name in folder.names():  # each has a copy of the pretrained network
                 if name.startswith(f"{group}-"):
                     folder.delete(name)
 
-    def _run_group(self, index: int) -> dict[str, float]:
+    def _run_group(self, index: int) -> Record:
         """Keep one worker group going until the broker ends it, or until there is no node for it any more."""
         failures = 0
         while True:
@@ -142,7 +143,7 @@ class WorkerGroups:
         held = sum(capacity(self._request, node) for node in live_nodes())
         return held >= self._active * self._request.min_workers
 
-    def _run_workers(self, index: int, name: str) -> dict[str, float]:
+    def _run_workers(self, index: int, name: str) -> Record:
         config = {
             "broker": self._broker,
             "group": index,

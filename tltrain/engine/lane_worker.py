@@ -16,6 +16,7 @@ from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial, apply
 from tltrain.train.distributed import Group
 from tltrain.train.lane_group import LaneGroup
+from tltrain.train.measured import Record
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +27,10 @@ SAVE_INTERVAL_S = 30.0
 WINNER = "winner"
 
 
-def lane_worker(config: dict[str, Any], group: Group | None = None) -> dict[str, float]:
+def lane_worker(config: dict[str, Any], group: Group | None = None) -> Record:
     """Run one rank of group `config["group"]`, by default the one that Ray Train has made it.
 
-    Returns the seconds it spent per phase.
+    Returns what it measured.
     """
     if config["python_path"] not in sys.path:
         sys.path.insert(0, config["python_path"])
@@ -52,16 +53,20 @@ class _LaneWorker:
         )
         self._saved_at = time.monotonic()
 
-    def run(self) -> dict[str, float]:
+    def run(self) -> Record:
         """Work until the broker says stop."""
         while (work := self._next()).task is not Task.STOP:
             self._do(work)
-        timings = self._lanes.timings()
+        measured = self._lanes.measured()
         self._lanes.close()
-        return timings
+        return measured
 
     def _next(self) -> Work:
         """Return the next work, on every rank."""
+        with self._lanes.waiting():
+            return self._wait()
+
+    def _wait(self) -> Work:
         asked = self._broker.next_work.remote(self._index) if self._group.is_first else None
         while True:
             work = None

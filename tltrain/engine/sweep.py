@@ -116,7 +116,8 @@ class _Driver:
             self._search()
             winner = self._confirm()
             summary = self._finish(winner)
-        self._write_sharing(self._groups.timings())
+        measured = self._groups.measured()
+        self._run.write_json("sharing.json", {**measured, "groups": self._num_groups})
         return summary
 
     def _search(self) -> None:
@@ -226,11 +227,6 @@ class _Driver:
         while not ray.wait([asked], timeout=0.2)[0]:
             self._take_events()
         return ray.get(asked)
-
-    def _write_sharing(self, timings: Sequence[Mapping[str, float]]) -> None:
-        prefix_s = sum(each.get("prefix_s", 0.0) for each in timings)
-        lane_s = sum(row["epoch_s"] for row in self._record.rows)
-        self._run.write_json("sharing.json", {"prefix_s": round(prefix_s, 3), "lanes_s": round(lane_s, 3)})
 
 
 def best_row(rows: Sequence[Mapping[str, Any]], lane: str, sweep: SweepSpec) -> Mapping[str, Any] | None:

@@ -13,10 +13,10 @@ from tltrain.spec.load import differences, dump_yaml, parse_spec
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial, apply
 
-COPIED = ("evaluation.json", "predictions.parquet")
+COPIED = ("evaluation.json", "predictions.parquet", "thumbnails.parquet")
 """What people look for first stands in the sweep's own folder as well."""
 SUMMARY = ("best", "evaluation")
-SAME_RESULT = ("resources", "cache", "checkpoint", "storage", "data.num_loader_workers", "data.root")
+SAME_RESULT = ("resources", "cache", "checkpoint", "storage", "track", "data.num_loader_workers", "data.root")
 
 
 def begin_winner(spec: Spec, sweep: RunFolder, trial: Trial) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from tltrain.report.charts import Cell, heat_map
 from tltrain.report.layout import Row, Value, card, row, scroll, share_bar, table
 from tltrain.report.markup import Markup, element, shortened
+from tltrain.report.pictures import pictures_card
 from tltrain.report.scales import Axis
 from tltrain.report.svg import Plot, chart, draw_line, draw_text
 from tltrain.report.trials import Metric
@@ -23,16 +24,27 @@ _NAME = 60
 _STRIP = 40
 
 
-def sections(evaluation: Mapping[str, Any], predictions: pa.Table | None) -> list[Markup | None]:
-    """Return the sections of the contents of evaluation.json and predictions.parquet."""
+def sections(
+    evaluation: Mapping[str, Any], predictions: pa.Table | None, thumbnails: pa.Table | None
+) -> list[Markup | None]:
+    """Return the sections of the contents of evaluation.json, predictions.parquet and thumbnails.parquet."""
     split = str(evaluation.get("split", "test"))
     halves = [
         confusion_card(evaluation, split),
         pairs_card(evaluation, split),
         calibration_card(evaluation, split),
-        mistakes_card(predictions),
+        classes_card(evaluation, split),
     ]
-    return [row(*halves), classes_card(evaluation, split)]
+    return [row(*halves), *_examples(predictions, thumbnails, split)]
+
+
+def _examples(predictions: pa.Table | None, thumbnails: pa.Table | None, split: str) -> list[Markup | None]:
+    """Single images, as pictures where the run has kept some."""
+    wrong, title = _wrong(predictions), "Most confident mistakes"
+    note = f"The surest of {0 if wrong is None else wrong.num_rows:,} mistakes. Above: the true class."
+    mistakes = pictures_card(thumbnails, "mistake", title, note, "mistakes") or mistakes_card(wrong)
+    note = f"The {split} images with the least probable prediction, right or wrong. Above: the true class."
+    return [mistakes, pictures_card(thumbnails, "uncertain", "Most uncertain images", note, "uncertain")]
 
 
 def classes_card(evaluation: Mapping[str, Any], split: str) -> Markup:
@@ -191,11 +203,16 @@ def _bin(plot: Plot, one: Mapping[str, Any], most: int) -> Markup:
     )
 
 
-def mistakes_card(predictions: pa.Table | None) -> Markup | None:
-    """Return the wrong predictions that the network was surest of."""
+def _wrong(predictions: pa.Table | None) -> pa.Table | None:
     if predictions is None or not predictions.num_rows:
         return None
-    wrong = predictions.filter(pc.invert(predictions["correct"]))  # pyright: ignore[reportAttributeAccessIssue]
+    return predictions.filter(pc.invert(predictions["correct"]))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def mistakes_card(wrong: pa.Table | None) -> Markup | None:
+    """Return the rows of wrong predictions that the network was surest of."""
+    if wrong is None:
+        return None
     top = wrong.sort_by([("probability", "descending")]).slice(0, MAX_MISTAKES).to_pylist()
     if not top:
         return None

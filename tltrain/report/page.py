@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tltrain.errors import Problem, StorageError
 from tltrain.report import evaluation_page, sweep_page
 from tltrain.report.document import document
 from tltrain.report.layout import card, facts, join_words, row, tile
@@ -20,11 +21,13 @@ from tltrain.report.scales import duration_text, number_text
 from tltrain.report.svg import Series, line_chart
 from tltrain.report.sweep import TRIALS_FILE
 from tltrain.report.sweep_view import Sweep
+from tltrain.report.time_page import run_time_card
 from tltrain.report.trials import Metric
 from tltrain.run_folder import SPEC_FILE, RunFolder
 from tltrain.spec.yaml_text import parse_document
 
 REPORT_FILE = "report.html"
+PREDICTIONS_FILE, THUMBNAILS_FILE = "predictions.parquet", "thumbnails.parquet"
 MAX_SPEC = 200_000
 _YAML_LINE = re.compile(r"^(\s*(?:- )?)([\w.-]+:)?(.*?)((?:^|\s)#.*)?$")
 
@@ -46,17 +49,17 @@ def build_report(run: RunFolder) -> str:
     rows = [] if sweep else run.metrics()
     parts = sweep_page.sections(sweep) if sweep else run_sections(rows)
     if evaluation:
-        parts += evaluation_page.sections(evaluation, _predictions(run))
+        parts += evaluation_page.sections(evaluation, _table(run, PREDICTIONS_FILE), _table(run, THUMBNAILS_FILE))
     body = element(
         "main",
         _header(run.name, state, spec, sweep, evaluation),
         _tiles(state, spec, sweep, rows, evaluation),
         _errors(state),
         *parts,
-        _about(run, state, spec, evaluation),
+        row(None if sweep else run_time_card(_json(run, "timings.json")), _about(run, state, spec, evaluation)),
         _spec_card(run),
     )
-    return document(f"{run.name} - tltrain", body)
+    return document(f"{run.name} - tltrain", body, has_images=run.folder.exists(THUMBNAILS_FILE))
 
 
 def _spec(run: RunFolder) -> dict[str, Any]:
@@ -78,10 +81,14 @@ def _sweep(run: RunFolder, spec: Mapping[str, Any]) -> Sweep:
     return Sweep.read(trials, run.metrics(), metric, _json(run, "confirm.json"), _json(run, "sharing.json"))
 
 
-def _predictions(run: RunFolder) -> pa.Table | None:
-    if not run.folder.exists("predictions.parquet"):
+def _table(run: RunFolder, name: str) -> pa.Table | None:
+    if not run.folder.exists(name):
         return None
-    return pq.read_table(io.BytesIO(run.folder.read_bytes("predictions.parquet")))
+    try:
+        return pq.read_table(io.BytesIO(run.folder.read_bytes(name)))
+    except pa.ArrowInvalid as error:
+        what, action = f"the file is damaged: {error}", "Restore it from a copy, or delete it to do without"
+        raise StorageError(Problem(what, action, f"{run.folder}/{name}")) from error
 
 
 def _header(

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from tltrain.report.charts import stacked_bars
 from tltrain.report.layout import Row, Value, card, facts, join_words, row, table
 from tltrain.report.markup import Markup
 from tltrain.report.scales import duration_text
 from tltrain.report.sweep_charts import cells_card, confirmation_card, curves_card, parallel_card
 from tltrain.report.sweep_view import Sweep
+from tltrain.report.time_page import sharing_card
 from tltrain.report.trials import Trial, is_number, value_text
 
 MAX_ROWS = 1000
-PHASES = (
-    ("decode_s", "decoding"),
-    ("prefix_s", "frozen layers"),
-    ("lanes_s", "trained layers"),
-    ("validation_s", "validation"),
-    ("checkpoint_s", "checkpoints"),
-)
 
 
 def sections(sweep: Sweep) -> list[Markup | None]:
@@ -32,7 +25,7 @@ def sections(sweep: Sweep) -> list[Markup | None]:
         curves_card(sweep, other),
         parallel_card(sweep),
         confirmation_card(sweep),
-        sharing_card(sweep),
+        sharing_card(sweep.sharing),
         stopped_card(sweep),
     ]
     return [row(*halves), trials_card(sweep)]
@@ -90,24 +83,6 @@ def stopped_card(sweep: Sweep) -> Markup | None:
     count = sum(map(len, by_reason.values()))
     note = f"{count} of {len(sweep.trials)} trials ended early."
     return card("What stopped whom", table(heads, rows, wrapped=(1, 4), is_tall=True), note=note, id_="stopped")
-
-
-def sharing_card(sweep: Sweep) -> Markup | None:
-    """Return what the sweep spent its time on, beside what it would have been trial by trial."""
-    times = {key: value for key, value in (sweep.sharing or {}).items() if is_number(value)}
-    parts = [(name, times.get(key, 0.0), f"p{index}") for index, (key, name) in enumerate(PHASES)]
-    spent, saved = sum(size for _, size, _ in parts), times.get("saved_s", 0.0)
-    if spent <= 0:
-        return None
-    bars = [("This sweep", parts)]
-    if saved > 0:
-        bars.append(("Each trial on its own, by the measured rates", [*parts, ("saved by sharing", saved, "p5")]))
-    note = (
-        f"Sharing saved {duration_text(saved)}: {(spent + saved) / spent:.1f} times less work." if saved > 0 else None
-    )
-    return card(
-        "Time by phase", stacked_bars(bars, title="Time by phase", text=duration_text), note=note, id_="sharing"
-    )
 
 
 def trials_card(sweep: Sweep) -> Markup | None:

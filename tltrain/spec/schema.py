@@ -80,6 +80,8 @@ class DataSpec(Section):
     """Alpha of CutMix's Beta distribution; 0 turns it off."""
     num_loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Decoding processes per training worker; `auto` takes its share of the CPUs."""
+    thumbnails: Annotated[int, Field(ge=0, le=200)] = 24
+    """Test images of each kind (surest mistakes, least certain) that are kept small for the report; 0 keeps none."""
 
 
 class OptimSpec(Section):
@@ -330,5 +332,7 @@ class Spec(Section):
     """A search over settings; null trains once."""
     cache: CacheSpec = CacheSpec()
     """What is kept of the frozen stages' work."""
+    track: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
+    """Experiment trackers that are told of the run; `mlflow` and `wandb` are extras, set up by their own variables."""
     storage: str = "runs"
     """Folder or `s3://`, `gs://`, ... address under which the run's folder stands."""

@@ -28,12 +28,14 @@ SHARED = {
     "sweep": _ONCE,
     "cache": "trials share what is kept",
     "storage": _ONCE,
+    "track": _ONCE,
     "data.val": _SAME_IMAGES,
     "data.test": _SAME_IMAGES,
     "data.split_seed": _SAME_IMAGES,
     "data.root": _NO_EFFECT,
     "data.download": _NO_EFFECT,
     "data.num_loader_workers": _NO_EFFECT,
+    "data.thumbnails": _NO_EFFECT,
 }
 
 

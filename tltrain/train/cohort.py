@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from tltrain.data.loader import Batch
 from tltrain.models.placement import autocast
+from tltrain.progress import Meter
 from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
 from tltrain.train.lane import Lane
+from tltrain.train.phases import Phases
 from tltrain.train.tally import Tally
 from tltrain.train.taps import Kept, Taps
 
@@ -22,8 +24,11 @@ from tltrain.train.taps import Kept, Taps
 class Cohort:
     """Lanes that see the same batches, trained in lockstep on one group of processes."""
 
-    def __init__(self, spec: Spec, taps: Taps, group: Group, steps_per_epoch: int) -> None:
+    def __init__(
+        self, spec: Spec, taps: Taps, group: Group, steps_per_epoch: int, phases: Phases, meter: Meter
+    ) -> None:
         self.spec, self.group, self._taps, self._steps_per_epoch = spec, group, taps, steps_per_epoch
+        self._phases, self._meter = phases, meter
         self.timer = EpochTimer()
 
     def train_epoch(
@@ -36,8 +41,10 @@ class Cohort:
         self.timer.start()
         for lane in lanes:
             lane.begin_epoch(epoch)
+        self._meter.begin_epoch(epoch + 1, max(lane.clock.epochs for lane in lanes), lanes=len(lanes))
+        self._meter.begin("training", self._steps_per_epoch * self.spec.train.batch_size)
         every = self.spec.checkpoint.every_steps
-        for batch in batches:
+        for batch in self._phases.images(batches):
             self._train_batch(lanes, batch.to(self.group.device), kept)
             if batch.step + 1 == self._steps_per_epoch:
                 break
@@ -49,16 +56,21 @@ class Cohort:
     def _train_batch(self, lanes: list[Lane], batch: Batch, kept: Kept) -> None:
         parts = list(split_batch(batch, self.spec.train.accumulation_steps))
         for index, part in enumerate(parts):
-            taps = self._taps(part, (lane.depth for lane in lanes), kept)
+            with self._phases("prefix"):
+                taps = self._taps(part, (lane.depth for lane in lanes), kept)
+            with self._phases("lanes"):
+                for lane in lanes:
+                    lane.accumulate(taps[lane.depth], part, part=index, is_last=index + 1 == len(parts))
+        with self._phases("lanes"):
             for lane in lanes:
-                lane.accumulate(taps[lane.depth], part, part=index, is_last=index + 1 == len(parts))
-        for lane in lanes:
-            lane.update(batch.epoch * self._steps_per_epoch + batch.step)
+                lane.update(batch.epoch * self._steps_per_epoch + batch.step)
         self.timer.add_batch(batch.count)
+        self._meter.at((batch.step + 1) * self.spec.train.batch_size)
 
     def end_epoch(self, lanes: list[Lane], epoch: int, validation: Validation | None) -> list[dict[str, Any]]:
         """Validate `lanes` after `epoch` and return a row of metrics for each; every rank calls it."""
-        metrics = validation.run(lanes) if validation else {}
+        with self._phases("validation"):
+            metrics = validation.run(lanes) if validation else {}
         step = (epoch + 1) * self._steps_per_epoch
         rows = [self._row(lane, epoch, step, metrics.get(lane.name)) for lane in lanes]
         for lane in lanes:
@@ -85,15 +97,25 @@ class Validation:
     """Evaluates lanes on a fixed set of images; every image counts once, whatever the number of ranks."""
 
     def __init__(
-        self, batches: Callable[[Collection[int]], Iterable[Batch]], taps: Taps, kept: Kept, spec: Spec, group: Group
+        self,
+        batches: Callable[[Collection[int]], Iterable[Batch]],
+        taps: Taps,
+        kept: Kept,
+        spec: Spec,
+        group: Group,
+        phases: Phases,
+        meter: Meter,
+        num_images: int,
     ) -> None:
         """`batches` is called with the depths at which taps will be wanted, each time from the start."""
         self._batches, self._taps, self._kept, self._spec, self._group = batches, taps, kept, spec, group
+        self._phases, self._meter, self._num_images = phases, meter, num_images
 
     @torch.no_grad()
     def run(self, lanes: list[Lane]) -> dict[str, dict[str, float]]:
         """Return lane name -> loss, top1, top5 over all ranks."""
         tallies = [Tally(self._group.device) for _ in lanes]
+        self._meter.begin("validation", self._num_images)
         for batch, outputs in self._outputs(lanes):
             for tally, logits in zip(tallies, outputs, strict=True):
                 losses = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
@@ -102,6 +124,7 @@ class Validation:
 
     def logits(self, lane: Lane) -> Iterator[tuple[Batch, Tensor]]:
         """Yield this rank's batches with the lane's logits float32 [b, C]."""
+        self._meter.begin("evaluation", self._num_images)
         for batch, (output,) in self._outputs([lane]):
             yield batch, output
 
@@ -109,11 +132,13 @@ class Validation:
     def _outputs(self, lanes: list[Lane]) -> Iterator[tuple[Batch, list[Tensor]]]:
         modules = [lane.evaluated() for lane in lanes]
         depths = {lane.depth for lane in lanes}
-        for batch in self._batches(depths):
+        for batch in self._phases.images(self._batches(depths)):
             moved = batch.to(self._group.device)
-            taps = self._taps(moved, depths, self._kept)
+            with self._phases("prefix"):
+                taps = self._taps(moved, depths, self._kept)
             with autocast(self._spec.train, self._group.device):
                 outputs = [module(taps[lane.depth]) for lane, module in zip(lanes, modules, strict=True)]
+            self._meter.add(batch.count)
             yield moved, [output.float() for output in outputs]
 
 

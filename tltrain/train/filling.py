@@ -34,7 +34,8 @@ def fill(bench: Workbench, depths: Collection[int], folder: NodeFolder, name: st
     for split, kept in bench.constant_splits():
         began = time.perf_counter()
         count = _fill_split(bench, split, kept, wanted, folder, f"{name} {kept.split}")
-        _wait(kept)
+        with bench.phases("waiting"):
+            _wait(kept)
         logger.debug("%d of %d %s taps made here, %.2f s", count, len(split), kept.split, time.perf_counter() - began)
 
 
@@ -59,9 +60,13 @@ def _fill_split(bench: Workbench, split: Split, kept: KeptTaps, depths: set[int]
 
 def _compute(bench: Workbench, split: Split, kept: KeptTaps, depths: set[int], positions: Iterator[np.ndarray]) -> int:
     count = 0
-    for batch in position_batches(split, bench.preprocessing, positions, **bench.loader_settings(split)):
-        bench.taps(batch.to(bench.group.device), depths, kept)
+    bench.meter.begin("prefix", len(split))
+    batches = position_batches(split, bench.preprocessing, positions, **bench.loader_settings(split))
+    for batch in bench.phases.images(batches):
+        with bench.phases("prefix"):
+            bench.taps(batch.to(bench.group.device), depths, kept)
         count += len(batch.ids)
+        bench.meter.at(count)
     return count
 
 

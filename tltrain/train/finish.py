@@ -22,6 +22,7 @@ from tltrain.storage import Folder
 from tltrain.train.distributed import Group
 from tltrain.train.evaluation import Predictions, evaluate, write_predictions
 from tltrain.train.lane import Lane
+from tltrain.train.thumbnails import write_thumbnails
 from tltrain.train.workbench import Workbench
 
 
@@ -35,7 +36,8 @@ def finish_lane(bench: Workbench, lane: Lane, run: RunFolder) -> dict[str, Any]:
     evaluation = None
     if split is not None:
         outputs = bench.evaluation(split).logits(lane)
-        evaluation = evaluate_split(outputs, split, splits.classes, bench.group, run.folder)
+        num_thumbnails = lane.spec.data.thumbnails
+        evaluation = evaluate_split(outputs, split, splits.classes, bench.group, run.folder, num_thumbnails)
     shown = None if evaluation is None else {"split": name, **headline(evaluation)}
     summary = {"best": lane.best, "evaluation": shown}
     if bench.group.is_first:
@@ -53,10 +55,12 @@ def evaluate_split(
     classes: Sequence[str],
     group: Group,
     folder: Folder,
+    num_thumbnails: int,
 ) -> dict[str, Any] | None:
     """Evaluate this rank's `outputs` (batches with logits float32 [b, C]) together with all other ranks'.
 
-    Writes predictions.parquet into `folder`. Returns the evaluation on rank 0, None elsewhere.
+    Writes predictions.parquet into `folder`, and thumbnails.parquet where `num_thumbnails` is not 0. Returns the
+    evaluation on rank 0, None elsewhere.
     """
     mine = [Predictions.from_logits(logits, batch.labels, batch.ids) for batch, logits in outputs]
     gathered = group.gather(mine)
@@ -64,6 +68,8 @@ def evaluate_split(
         return None
     predictions = Predictions.concatenate([part for parts in gathered for part in parts])
     write_predictions(folder, predictions, [split.identity(i) for i in range(len(split))], classes)
+    if num_thumbnails:
+        write_thumbnails(folder, split, predictions, classes, num_thumbnails)
     return evaluate(predictions, classes)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from tltrain.errors import CheckpointError, DivergedError
+from tltrain.progress import Meter
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import cohort_key
@@ -15,7 +20,9 @@ from tltrain.train.checkpoint import Checkpoints
 from tltrain.train.distributed import Group
 from tltrain.train.filling import fill
 from tltrain.train.lane import Lane
+from tltrain.train.measured import LaneEpochs, Record, bench_record, group_record
 from tltrain.train.memory import has_room
+from tltrain.train.phases import OTHER, Phases
 from tltrain.train.session import configure_torch, fine_tune
 from tltrain.train.workbench import Workbench, fingerprint, open_folder, open_store
 
@@ -54,8 +61,11 @@ class LaneGroup:
         self._likely, self._attempt = likely, attempt
         self._folder = open_folder(spec, run, group, is_shared=bool(likely))
         self._store = open_store(spec, group, self._folder)
+        self._meter = Meter(run.folder if group.is_first else None, str(index))
         self._benches: dict[str, Workbench] = {}
         self._members: dict[str, _Member] = {}
+        self._epochs: defaultdict[str, LaneEpochs] = defaultdict(LaneEpochs)
+        self._phases = Phases(torch.device("cpu"))
 
     def add(self, trial: str, spec: Spec, start: str | None) -> None:
         """Build the lane of `trial`, from the state saved under the name `start` or from the pretrained network."""
@@ -82,7 +92,8 @@ class LaneGroup:
         key = bench_key(spec)
         if key not in self._benches:
             folder = RunFolder(self._run.folder.child("groups", f"{self._index}-{key}"))
-            self._benches[key] = Workbench(spec, folder, self._group, passes=self._passes, store=self._store)
+            shared = {"passes": self._passes, "store": self._store, "meter": self._meter}
+            self._benches[key] = Workbench(spec, folder, self._group, **shared)
             self._fill(key)
         return self._benches[key]
 
@@ -113,6 +124,8 @@ class LaneGroup:
         bench, lanes = members[0].bench, [member.lane for member in members]
         assert all(member.bench is bench for member in members), "lanes that share no batches"
         depths = {lane.depth_at(epoch) for lane in lanes}
+        for lane in lanes:
+            self._epochs[bench_key(members[0].lane.spec)].add(lane.name, lane.depth_at(epoch))
         longest = max(lane.clock.epochs for lane in lanes)
         batches = bench.epoch_batches(epoch, 0, depths, num_epochs=longest, seed=lanes[0].spec.seed)
         bench.cohort.train_epoch(lanes, epoch, batches, bench.kept_in(epoch, lanes[0].spec.seed), lambda _: None)
@@ -138,14 +151,13 @@ class LaneGroup:
 
     def save(self, trials: Sequence[str], epoch: int) -> dict[str, str]:
         """Save the lanes of `trials` as they stand after `epoch` epochs; return trial -> name of its state."""
-        names = {}
-        for trial in trials:
-            state = self._members[trial].lane.state()
-            if self._group.is_first:
-                self._checkpoints(trial).save(epoch, {LANE: state}, {"trial": trial}, background=False)
-            names[trial] = f"{trial}/{epoch}"
-        self._group.barrier()
-        return names
+        with self._phases("checkpoint"):
+            for trial in trials:
+                state = self._members[trial].lane.state()
+                if self._group.is_first:
+                    self._checkpoints(trial).save(epoch, {LANE: state}, {"trial": trial}, background=False)
+            self._group.barrier()
+        return {trial: f"{trial}/{epoch}" for trial in trials}
 
     def fingerprint(self, trial: str) -> str:
         """Return the sha256 over the weights of a lane as they are now."""
@@ -153,14 +165,28 @@ class LaneGroup:
 
     def finish(self, spec: Spec, name: str) -> dict[str, Any]:
         """Train `spec` as a run of its own in the folder `name` of the sweep, with all that a run leaves."""
-        return fine_tune(spec, RunFolder(self._run.folder.child(name)), self._group, store=self._store)
+        with self._phases("winner"):
+            return fine_tune(spec, RunFolder(self._run.folder.child(name)), self._group, store=self._store)
 
-    def timings(self) -> dict[str, float]:
-        """Return the seconds spent per phase so far, over all workbenches of this rank."""
-        return {"prefix_s": round(sum(bench.taps.seconds for bench in self._benches.values()), 3)}
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of a `with` block as time without work."""
+        with self._phases("waiting"):
+            yield
+
+    def measured(self) -> Record:
+        """Return what this rank has measured so far, see `measured.group_record`."""
+        benches = {key: bench_record(bench, self._epochs[key]) for key, bench in self._benches.items()}
+        own = self._phases.seconds()
+        inside = [bench.phases.seconds() for bench in self._benches.values()]
+        for seconds in inside:  # what a workbench does not count is part of this group's rest
+            seconds.pop(OTHER, None)
+        own[OTHER] -= sum(sum(seconds.values()) for seconds in inside)
+        return group_record(benches, [own, *inside], self._group.world_size)
 
     def close(self) -> None:
         """End the use of everything that is kept."""
+        self._meter.close()
         for bench in self._benches.values():
             bench.close()
         if self._folder is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from tltrain.errors import DataError
+from tltrain.progress import Meter
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.activations import ActivationStore
@@ -17,11 +19,13 @@ from tltrain.train.allocator import keep_freed_memory
 from tltrain.train.checkpoint import Checkpoint, Checkpoints
 from tltrain.train.distributed import Group
 from tltrain.train.finish import finish_lane
+from tltrain.train.phases import add_seconds
 from tltrain.train.workbench import Workbench, fingerprint
 
 logger = logging.getLogger(__name__)
 
 LANE = "lane-0"
+TIMINGS_FILE = "timings.json"
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -41,11 +45,12 @@ def fine_tune(
     """
     configure_torch(spec)
     session = Session(spec, run, group, report, store)
-    resumed = session.resume()
-    before = session.pretrained_fingerprint()
-    session.train(resumed)
-    assert session.pretrained_fingerprint() == before, "a frozen tensor has moved"
-    return session.finish()
+    with contextlib.closing(session.meter):
+        resumed = session.resume()
+        before = session.pretrained_fingerprint()
+        session.train(resumed)
+        assert session.pretrained_fingerprint() == before, "a frozen tensor has moved"
+        return session.finish()
 
 
 def configure_torch(spec: Spec) -> None:
@@ -69,10 +74,12 @@ class Session:
         store: ActivationStore | None = None,
     ) -> None:
         self.spec, self.run, self.group, self._report = spec, run, group, report
-        self.bench = Workbench(spec, run, group, passes=spec.train.epochs, store=store)
+        self.meter = Meter(run.folder if group.is_first else None)
+        self.bench = Workbench(spec, run, group, passes=spec.train.epochs, store=store, meter=self.meter)
         self.lane = self.bench.make_lane(LANE, spec)
         self.clock = self.lane.clock
         self.checkpoints = Checkpoints(run.checkpoints, keep=spec.checkpoint.keep)
+        self._earlier_s: dict[str, float] = {}
         self._info = {"batch_size": spec.train.batch_size, "data_fingerprint": self.bench.splits.fingerprint}
 
     def pretrained_fingerprint(self) -> str:
@@ -94,6 +101,8 @@ class Session:
         self._drop_rows_after(checkpoint.step)
         if self.group.is_first:
             self.checkpoints.protect(checkpoint.info["best_step"])
+            if self.run.folder.exists(TIMINGS_FILE):
+                self._earlier_s = self.run.read_json(TIMINGS_FILE).get("seconds", {})
             logger.info("resuming from step %d of %d", checkpoint.step, self.clock.total_steps)
         return checkpoint.step
 
@@ -116,8 +125,9 @@ class Session:
             self._train_epoch(epoch, step)
             epoch, step = epoch + 1, 0
         if self.group.is_first:
-            self.checkpoints.wait()
-            self.run.write_json("timings.json", {"first_step_at": self.bench.cohort.timer.first_step_at})
+            with self.bench.phases("checkpoint"):
+                self.checkpoints.wait()
+            self._write_timings()
         self.group.barrier()
 
     def _train_epoch(self, epoch: int, step: int) -> None:
@@ -128,6 +138,7 @@ class Session:
         rows = bench.cohort.end_epoch(lanes, epoch, bench.validation)
         if self.group.is_first:
             self.run.record_metrics(rows)
+            self._write_timings()
         if self._is_checkpoint_due(epoch):
             self._save((epoch + 1) * self.clock.steps_per_epoch)
         if self._report is not None:
@@ -146,16 +157,26 @@ class Session:
     def _save(self, step: int) -> None:
         """Write a checkpoint in the background. Every rank calls it."""
         self.lane.check_finite()
-        state, best = self.lane.state(), self.lane.best
-        if self.group.is_first:
-            best_step = None if best is None else best["step"]
-            self.checkpoints.protect(best_step)
-            self.checkpoints.save(step, {LANE: state}, self._info | {"best_step": best_step})
+        with self.bench.phases("checkpoint"):
+            state, best = self.lane.state(), self.lane.best
+            if self.group.is_first:
+                best_step = None if best is None else best["step"]
+                self.checkpoints.protect(best_step)
+                self.checkpoints.save(step, {LANE: state}, self._info | {"best_step": best_step})
+
+    def _write_timings(self) -> None:
+        """Write the seconds of rank 0 by phase, those of earlier attempts included."""
+        seconds = add_seconds(self._earlier_s, self.bench.phases.seconds())
+        started = self.bench.cohort.timer.first_step_at
+        self.run.write_json(TIMINGS_FILE, {"first_step_at": started, "seconds": seconds})
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the best checkpoint and save its model; return the summary."""
         if self.lane.best is not None:
             self.lane.load_state(self.checkpoints.load(self.lane.best["step"]).parts[LANE])
-        summary = finish_lane(self.bench, self.lane, self.run)
+        with self.bench.phases("test"):
+            summary = finish_lane(self.bench, self.lane, self.run)
+        if self.group.is_first:
+            self._write_timings()
         self.bench.close()
         return summary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -32,6 +33,19 @@ class Kept(Protocol):
         ...
 
 
+@dataclass
+class Cost:
+    """Seconds that were spent on a number of images."""
+
+    seconds: float = 0.0
+    images: int = 0
+
+    def add(self, seconds: float, images: int) -> None:
+        """Add what a batch took."""
+        self.seconds += seconds
+        self.images += images
+
+
 class NothingKept:
     """For images that differ in every epoch."""
 
@@ -57,12 +71,12 @@ class Taps:
         self._network, self._preprocessing, self._spec, self._group = network, preprocessing, spec, group
         self.batch_size = batch_size
         self._segments: dict[tuple[int, int], nn.Module] = {}
-        self.seconds = 0.0
+        self.computed: dict[tuple[int, int], Cost] = {}
+        """(cut from which, cut up to which) -> what computing has cost so far."""
 
     @torch.no_grad()
     def __call__(self, batch: Batch, depths: Iterable[int], kept: Kept) -> dict[int, Tensor]:
         """Return depth -> tap [b, ...] for a batch on the device; the tap at depth 0 is the normalised images."""
-        began = time.perf_counter()
         wanted, count = set(depths), len(batch.ids)
         arrays = {depth: array for depth, array in kept.arrays().items() if array.has(batch.ids)}
         ids = self._padded(batch.ids)
@@ -72,7 +86,6 @@ class Taps:
                 taps[step.depth] = arrays[step.depth].read(ids).to(self._group.device, non_blocking=True)
             else:
                 taps[step.depth] = self._computed(batch, taps, step.source, step.depth, kept)
-        self.seconds += time.perf_counter() - began
         return {depth: taps[depth][:count] for depth in wanted}
 
     def _padded(self, values: Tensor) -> Tensor:
@@ -86,7 +99,9 @@ class Taps:
         tap = below if depth == 0 else self._run(below, max(source, 0), depth)
         if self._group.device.type == "cuda":
             torch.cuda.synchronize(self._group.device)
-        kept.note(depth, tap[: len(batch.ids)], batch.ids, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self.computed.setdefault((source, depth), Cost()).add(seconds, len(batch.ids))
+        kept.note(depth, tap[: len(batch.ids)], batch.ids, seconds)
         return tap
 
     def _images(self, batch: Batch) -> Tensor:

@@ -21,6 +21,7 @@ from tltrain.data.transforms import resolve_preprocessing
 from tltrain.errors import DataError
 from tltrain.models.state import load_state
 from tltrain.models.zoo import Network, build_network
+from tltrain.progress import Meter
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.activations import ActivationStore, TapKey, device_kind
@@ -31,6 +32,7 @@ from tltrain.train.keeping import Tier
 from tltrain.train.kept import KeptTaps
 from tltrain.train.lane import Clock, Lane, freeze_depth_at
 from tltrain.train.node_folder import NodeFolder
+from tltrain.train.phases import Phases
 from tltrain.train.tap_files import Layout
 from tltrain.train.tap_rates import measure_tiers
 from tltrain.train.taps import Kept, NothingKept, Taps, can_do_without_images
@@ -44,22 +46,33 @@ class Workbench:
     """Everything that lanes with the same data, batches and pretrained network have in common, on one rank."""
 
     def __init__(
-        self, spec: Spec, run: RunFolder, group: Group, *, passes: int, store: ActivationStore | None = None
+        self,
+        spec: Spec,
+        run: RunFolder | None,
+        group: Group,
+        *,
+        passes: int,
+        store: ActivationStore | None = None,
+        meter: Meter | None = None,
     ) -> None:
         """passes: how often the training images will be gone through, at a guess, over all lanes in lockstep.
 
-        store: kept taps that outlive this workbench; without one it opens its own.
+        run: where the pretrained network is copied to, to go on with; None for a short test that leaves nothing.
+
+        store: kept taps that outlive this workbench; without one it opens its own. meter: counts what is done.
         """
-        self.spec, self.group = spec, group
-        self.splits = load_splits(spec.data, spec.seed, check_leakage=False)  # the driver has looked
+        self.spec, self.group, self.meter = spec, group, meter or Meter()
+        # The driver has looked for leaks.
+        self.splits = load_splits(spec.data, spec.seed, allow_code=spec.allow_code, check_leakage=False)
         self.network = load_network(spec, run, group, num_classes=len(self.splits.classes))
         self.preprocessing = resolve_preprocessing(spec.data, self.network.preprocessing)
         self.steps_per_epoch = steps_per_epoch(len(self.splits.train), spec.train.batch_size)
         local_batch = -(-spec.train.batch_size // group.world_size)
         part = -(-local_batch // spec.train.accumulation_steps)
         self.taps = Taps(self.network.staged, self.preprocessing, spec, group, part)
-        self.cohort = Cohort(spec, self.taps, group, self.steps_per_epoch)
-        self._part, self._passes = part, passes
+        self.phases = Phases(group.device)
+        self.cohort = Cohort(spec, self.taps, group, self.steps_per_epoch, self.phases, self.meter)
+        self._part, self.passes = part, passes
         self._is_constant = is_deterministic(spec.data)
         self._own_folder = None if store is not None else open_folder(spec, run, group)
         self._store = store or open_store(spec, group, self._own_folder)
@@ -112,11 +125,11 @@ class Workbench:
     def kept_in(self, epoch: int, seed: int | None = None) -> Kept:
         """Return what is kept of the training images as they are in `epoch`; `seed` as in `epoch_batches`."""
         if self._is_constant:
-            name, passes = "train", self._passes
+            name, passes = "train", self.passes
         elif self._views is not None:
             seed, view = self.spec.seed if seed is None else seed, epoch % self._views
             name = f"train, view {view} by {self.spec.data.augment} of seed {seed}"
-            passes = self._passes // self._views
+            passes = self.passes // self._views
         else:
             return NothingKept()
         if name not in self._kept_train:
@@ -172,7 +185,20 @@ class Workbench:
                 **place,
             )
 
-        return Validation(batches, self.taps, kept, self.spec, self.group)
+        counted = {"phases": self.phases, "meter": self.meter, "num_images": len(split)}
+        return Validation(batches, self.taps, kept, self.spec, self.group, **counted)
+
+    @property
+    def num_views(self) -> int:
+        """How many looks an image has that are kept; 1 where it looks the same in every epoch."""
+        return self._views or 1
+
+    def kept_depths(self) -> dict[str, list[int]]:
+        """Return split -> freeze depths at which its taps are kept."""
+        depths: dict[str, set[int]] = {"train": set(), "val": set()}
+        for _, kept in self._all_kept:
+            depths[kept.split.partition(",")[0]] |= kept.arrays().keys()
+        return {split: sorted(found) for split, found in depths.items()}
 
     def depth_of(self, spec: Spec) -> int:
         """Return how many stages a lane of `spec` freezes at first."""
@@ -233,10 +259,10 @@ class Workbench:
             self._own_folder.close()
 
 
-def open_folder(spec: Spec, run: RunFolder, group: Group, *, is_shared: bool = False) -> NodeFolder | None:
+def open_folder(spec: Spec, run: RunFolder | None, group: Group, *, is_shared: bool = False) -> NodeFolder | None:
     """Return what the processes of a node share: those of one run its taps, those of a sweep (`is_shared`) work too."""
     needed = is_shared or (group.local_world_size > 1 and spec.cache.dir is None)
-    return NodeFolder(run.uri) if needed and spec.cache.budget_gb > 0 else None
+    return NodeFolder(run.uri) if run is not None and needed and spec.cache.budget_gb > 0 else None
 
 
 def open_store(spec: Spec, group: Group, folder: NodeFolder | None = None) -> ActivationStore:
@@ -257,11 +283,13 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_network(spec: Spec, run: RunFolder, group: Group, *, num_classes: int) -> Network:
+def load_network(spec: Spec, run: RunFolder | None, group: Group, *, num_classes: int) -> Network:
     """Return the pretrained network: from its weights at first, from the run's own copy when resuming.
 
     The copy is written once, by rank 0, so a run no longer depends on where its weights came from.
     """
+    if run is None:
+        return build_network(spec.model, num_classes, seed=spec.seed, allow_code=spec.allow_code)
     frozen = Checkpoints(run.folder.child("pretrained"), keep=1)
     has_copy = group.broadcast(bool(frozen.steps()) if group.is_first else None)
     weights = "random" if has_copy else spec.model.weights
