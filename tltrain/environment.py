@@ -1,4 +1,4 @@
-"""What a job's environment tells its processes: which job they belong to, and where its secrets are to be read."""
+"""What a process learns from around it: its job, where its secrets are to be read, how many cores it has."""
 
 from __future__ import annotations
 
@@ -40,3 +40,8 @@ def _value(reference: str) -> str | None:
         return Path(name).expanduser().read_text("utf-8").strip()
     except (OSError, ValueError):  # ValueError: it is no text
         return None
+
+
+def num_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -30,7 +30,7 @@ class Progress:
     """What a worker group is at. Images are counted over all ranks, once for all lanes that share them."""
 
     phase: str = ""
-    """`training`, `validation`, or `evaluation` at the end."""
+    """`prefix` (the frozen layers, beforehand), `training`, `validation`, or `evaluation` at the end."""
     epoch: int = 0
     """Counted from 1."""
     epochs: int = 0
@@ -71,10 +71,9 @@ class Meter:
         """What is counted from now on belongs to `epoch` (from 1) of `epochs`, with so many lanes."""
         self._now = replace(self._now, epoch=epoch, epochs=epochs, lanes=lanes)
 
-    def begin(self, phase: str, num_images: int, *, done: int = 0) -> None:
-        """Count a phase from `done` images on."""
-        self._now = replace(self._now, phase=phase, num_images=num_images)
-        self._images = done
+    def begin(self, phase: str, num_images: int) -> None:
+        """Count the images of a phase from 0 on."""
+        self._now, self._images = replace(self._now, phase=phase, num_images=num_images), 0
         if self._folder is not None and self._thread is None:
             self._thread = threading.Thread(target=self._keep_writing, name="progress", daemon=True)
             self._thread.start()
@@ -82,6 +81,10 @@ class Meter:
     def add(self, count: int) -> None:
         """Count the images of a batch. Costs an addition."""
         self._images += count
+
+    def at(self, images: int) -> None:
+        """So many images of the phase are done."""
+        self._images = images
 
     def close(self) -> None:
         """End the thread."""
@@ -204,6 +207,10 @@ def sweep_bar(
 
     Images per second count an image once for each lane that it trains.
     """
+    prefixes = [group for group in groups if group.phase == "prefix"]
+    if prefixes and not any(epochs):
+        share = min(1.0, sum(group.images for group in prefixes) / prefixes[0].num_images)
+        return Bar("Frozen layers, once for all trials", share, sum(group.images_per_s for group in prefixes))
     under_way = sum(group.lanes * group.share for group in groups if group.phase == "training")
     done = min(total, sum(epochs) + under_way)
     speed = sum(group.lanes * group.images_per_s for group in groups if group.phase == "training")

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import tltrain.run
-from tltrain.cli import render
+from tltrain import messages
 from tltrain.cli.main import main
 from tltrain.errors import DataError, DivergedError, ResourceError, TltrainError
+from tltrain.output import Output
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import LoadedSpec, load_spec, parse_spec
 
@@ -166,7 +167,7 @@ def test_init_into_a_missing_folder_is_refused(
 def test_run_explain_and_evaluate_hand_over_what_was_asked(spec_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
 
-    def execute(loaded: LoadedSpec, *, local: bool) -> int:
+    def execute(loaded: LoadedSpec, *, local: bool, output: Output) -> int:
         calls.append(("run", loaded.spec.seed, local))
         return 0
 
@@ -194,7 +195,7 @@ def test_plan_and_extend_hand_over_what_was_asked(spec_path: Path, monkeypatch: 
         calls.append(("plan", loaded.spec.seed, cluster, as_json))
         return 0
 
-    def extend(run: str, trials: int, sets: list[str]) -> int:
+    def extend(run: str, trials: int, sets: list[str], output: Output) -> int:
         calls.append(("extend", run, trials, sets))
         return 3
 
@@ -260,7 +261,7 @@ def test_report_that_cannot_be_made_exits_with_2(
         (ResourceError("too few GPUs"), 3),
         (DataError("no images"), 4),
         (DivergedError("not finite"), 1),
-        (KeyboardInterrupt(), 130),
+        (KeyboardInterrupt("Run it again."), 130),
     ],
     ids=lambda part: type(part).__name__ if isinstance(part, BaseException) else None,
 )
@@ -271,7 +272,7 @@ def test_exit_code_is_that_of_the_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(loaded: LoadedSpec, *, local: bool) -> int:
+    def fail(loaded: LoadedSpec, *, local: bool, output: Output) -> int:
         raise error
 
     monkeypatch.setattr(tltrain.run, "execute", fail)
@@ -279,7 +280,7 @@ def test_exit_code_is_that_of_the_error(
     assert tltrain_exits(monkeypatch, "run", spec_path) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == [f"error: {error}" if isinstance(error, TltrainError) else "Interrupted."]
+    assert err.splitlines() == [f"error: {error}" if isinstance(error, TltrainError) else "Interrupted. Run it again."]
 
 
 @pytest.mark.parametrize(("option", "shown"), [((), True), (("-q",), False), (("-v",), True)])
@@ -300,11 +301,11 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert render.colored("x", "\033[31m") == "\033[31mx\033[0m"
+    assert messages.colored("x", "\033[31m") == "\033[31mx\033[0m"
 
     monkeypatch.setenv("NO_COLOR", "1")
 
-    assert render.colored("x", "\033[31m") == "x"
+    assert messages.colored("x", "\033[31m") == "x"
 
 
 HELP = """

@@ -18,6 +18,7 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as optim.learning_rate=1e-3."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, as things happen.")]
 
 
 def load(spec: str, sets: list[str] | None) -> LoadedSpec:

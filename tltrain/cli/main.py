@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from tltrain.cli import clusters, data, jobs, render, results, runs, sweeps, training
+from tltrain import messages
+from tltrain.cli import clusters, data, jobs, render, results, runs, sweeps, training, watch
 from tltrain.errors import EXIT_INTERRUPTED, TltrainError
 
 
@@ -22,10 +22,10 @@ class _Group(TyperGroup):
         except TltrainError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            render.show_error(error)
+            messages.show_error(error)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
-            print("Interrupted.", file=sys.stderr)
+            messages.show_interrupt(interrupt)
             raise typer.Exit(EXIT_INTERRUPTED) from interrupt
 
 
@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verbs in (training, sweeps, jobs, clusters, results, runs, data):
+for verbs in (training, sweeps, jobs, clusters, results, runs, watch, data):
     verbs.add_verbs(app)
 
 
@@ -62,7 +62,7 @@ def _global_options(
 ) -> None:
     if verbose and quiet:
         raise typer.BadParameter("--verbose and --quiet exclude each other")
-    render.set_up_logging(verbose - quiet)
+    messages.set_up_logging(verbose - quiet)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the command line shows: problems, warnings and log lines on stderr; annotated specs for stdout."""
+"""What the command line shows besides its messages: streams, warnings, and origins behind settings."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from tltrain.errors import Problem, TltrainError
-
-_LEVELS = {-1: logging.ERROR, 0: logging.INFO, 1: logging.DEBUG}
-_HANDLER = "tltrain.cli"
-_RED, _YELLOW, _RESET = "\033[31m", "\033[33m", "\033[0m"
+from tltrain.errors import Problem
 
 
 def set_up_streams() -> None:
@@ -20,41 +16,6 @@ def set_up_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def set_up_logging(verbosity: int) -> None:
-    """Send the log of `tltrain` to stderr as short lines: -1 errors alone, 0 what matters, 1 everything."""
-    logger = logging.getLogger("tltrain")
-    for old in [handler for handler in logger.handlers if handler.name == _HANDLER]:
-        logger.removeHandler(old)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.name = _HANDLER
-    handler.setFormatter(_Formatter())
-    logger.addHandler(handler)
-    logger.setLevel(_LEVELS[verbosity])
-
-
-class _Formatter(logging.Formatter):
-    """The message alone, with its level in front where it is a warning or worse."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if record.levelno < logging.WARNING:
-            return text
-        color = _YELLOW if record.levelno == logging.WARNING else _RED
-        return f"{colored(record.levelname.lower() + ':', color)} {text}"
-
-
-def colored(text: str, color: str) -> str:
-    """Text in color where stderr is a terminal and NO_COLOR is not set."""
-    wanted = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return f"{color}{text}{_RESET}" if wanted else text
-
-
-def show_error(error: TltrainError) -> None:
-    """Print every problem of an error to stderr, one a line."""
-    for problem in error.problems:
-        print(colored("error:", _RED), problem, file=sys.stderr)
 
 
 def show_warnings(problems: Iterable[Problem]) -> None:
@@ -66,3 +27,8 @@ def show_warnings(problems: Iterable[Problem]) -> None:
 def short_origins(origins: dict[str, str]) -> dict[str, str]:
     """Origins with the name of the file instead of its path, so that they fit behind a setting."""
     return {key: os.path.basename(origin) for key, origin in origins.items()}
+
+
+def is_quiet() -> bool:
+    """Whether errors alone are wanted (`-q`)."""
+    return not logging.getLogger("tltrain").isEnabledFor(logging.INFO)

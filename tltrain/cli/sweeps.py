@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tltrain.cli.arguments import AsJson, RunFolderName, Sets, SpecPath, load
+from tltrain.cli.arguments import AsJson, AsJsonLines, RunFolderName, Sets, SpecPath, load
+from tltrain.cli.render import is_quiet
 
 sweeps = typer.Typer(name="sweep", help="Go on with a finished sweep.", no_args_is_help=True)
 
@@ -37,8 +38,10 @@ def extend(
     run: RunFolderName,
     trials: Annotated[int, typer.Option("--trials", metavar="N", min=1, help="How many trials to add.")],
     sets: Sets = None,
+    as_json: AsJsonLines = False,
 ) -> None:
     """Add trials to a sweep; no configuration is run twice."""
+    from tltrain.output import Output
     from tltrain.run import extend as extend_run
 
-    raise typer.Exit(extend_run(run, trials, sets or []))
+    raise typer.Exit(extend_run(run, trials, sets or [], Output(as_json=as_json, quiet=is_quiet())))

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tltrain.cli.arguments import AsJson, Sets, SpecPath, load
-from tltrain.cli.render import short_origins
+from tltrain.cli.arguments import AsJson, AsJsonLines, Sets, SpecPath, load
+from tltrain.cli.render import is_quiet, short_origins
 from tltrain.errors import Problem, SpecError
 
 
@@ -69,9 +69,11 @@ def run(
     spec: SpecPath,
     sets: Sets = None,
     local: Annotated[bool, typer.Option("--local", help="Train in this process, without Ray.")] = False,
+    as_json: AsJsonLines = False,
 ) -> None:
     """Train and evaluate; goes on where it was stopped."""
     loaded = load(spec, sets)
+    from tltrain.output import Output
     from tltrain.run import execute
 
-    raise typer.Exit(execute(loaded, local=local))
+    raise typer.Exit(execute(loaded, local=local, output=Output(as_json=as_json, quiet=is_quiet())))

@@ -22,6 +22,7 @@ from tltrain.data.mixing import Mixing, draw, mix
 from tltrain.data.order import eval_positions, global_order, rank_positions, sample_seed, steps_per_epoch
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.data.transforms import Transform, evaluation_transform, training_transform
+from tltrain.environment import num_cores
 from tltrain.errors import DataError
 from tltrain.spec.schema import DataSpec
 
@@ -322,6 +323,5 @@ def resolve_loader_workers(
     """
     if setting != "auto":
         return setting
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(available // local_world_size, cpus_per_worker)
+    share = max(num_cores() // local_world_size, cpus_per_worker)
     return min(max(share - 1, 1), MAX_AUTO_WORKERS)

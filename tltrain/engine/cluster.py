@@ -8,13 +8,15 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ray
 
 from tltrain.engine.plan import Node, Request, find_shortage, make_request
 from tltrain.errors import LostError, ResourceError
 from tltrain.spec.schema import ResourcesSpec
+from tltrain.train.distributed import devices_text
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def connected() -> Iterator[None]:
 @contextlib.contextmanager
 def _joined() -> Iterator[None]:
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**_ray_logging())
     except ConnectionError as error:
         address = os.environ["RAY_ADDRESS"]
         raise ResourceError(
@@ -87,13 +89,18 @@ def private_cluster() -> Iterator[None]:
             ray.init(
                 address="local",
                 include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
                 _temp_dir=folder,
+                **_ray_logging(),
             )
             yield
         finally:
             ray.shutdown()
+
+
+def _ray_logging() -> dict[str, Any]:
+    """Options of ray.init: what Ray and its workers say is shown where all is wanted (`-v`), else errors alone."""
+    is_verbose = logging.getLogger("tltrain").isEnabledFor(logging.DEBUG)
+    return {"log_to_driver": is_verbose, "logging_level": logging.INFO if is_verbose else logging.ERROR}
 
 
 def live_nodes() -> list[Node]:
@@ -103,6 +110,18 @@ def live_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"] and (resources := node["Resources"]) is not None
     ]
+
+
+def describe_devices() -> str:
+    """Return what the cluster has to compute with, as people say it."""
+    nodes = [node["Resources"] or {} for node in ray.nodes() if node["Alive"]]
+    gpus = [kind for resources in nodes for kind in [_gpu_kind(resources)] * int(resources.get("GPU", 0))]
+    return devices_text(sum(int(resources.get("CPU", 0)) for resources in nodes), gpus, len(nodes))
+
+
+def _gpu_kind(resources: Mapping[str, float]) -> str:
+    kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
+    return kinds[0] if kinds else "GPU"
 
 
 def wait_for_room_again(resources: ResourcesSpec) -> Request:

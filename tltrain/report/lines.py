@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Mapping
 from typing import Any
-
-from tltrain.run_folder import RunFolder
 
 COLUMNS = " epoch  train loss  top-1   val loss  top-1   top-5        lr  images/s    time"
 
 
 def header(facts: Mapping[str, Any]) -> list[str]:
-    """Return the header of a run from the facts that an explanation holds, plus `run`, `versions` and `workers`."""
-    trained, total = facts["trained_parameters"], facts["parameters"]
-    frozen = [stage["name"] for stage in facts["stages"] if not stage["trained"]]
-    frozen_text = f"{frozen[0]} to {frozen[-1]}" if len(frozen) > 1 else "".join(frozen) or "nothing"
-    sizes = f"{facts['num_train']:,} train, {facts['num_val']:,} val, {facts['num_test']:,} test"
-    lines = [
-        f"Run         {facts['run']}",
-        f"Data        {sizes} images, {len(facts['classes'])} classes, {facts['image_size']} px",
-        f"Model       {facts['model']}: {trained:,} of {total:,} parameters train",
-        f"Frozen      {frozen_text} ({len(frozen)} of {len(facts['stages'])} stages)",
-        f"Workers     {facts['workers']}",
-        f"Versions    {facts['versions']}",
+    """Return the header of a run from what `tltrain.header` gathers, with its `devices`."""
+    packages = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if name != "tltrain")
+    sizes = f"{facts['num_train']:,} train, {facts['num_val']:,} val, {facts['num_test']:,} test images"
+    parts = [
+        ("tltrain", f"{facts['versions']['tltrain']} ({packages})"),
+        ("Devices", facts["devices"]),
+        ("Workers", facts["workers"]),
+        ("Data", f"{sizes}, {len(facts['classes'])} classes, {facts['image_size']} px"),
+        *_model_parts(facts),
+        ("Run folder", facts["run"]),
+        *(("Note", note) for note in facts["notes"]),
     ]
-    return lines + [f"Note        {note}" for note in facts["notes"]]
+    return [line for label, text in parts for line in _labelled(label, text)]
+
+
+def _model_parts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    trained, total, searched = facts["trained_parameters"], facts["parameters"], facts["searched"]
+    frozen = [stage["name"] for stage in facts["stages"] if not stage["trained"]]
+    names = f"{frozen[0]} to {frozen[-1]}" if len(frozen) > 1 else "".join(frozen) or "nothing"
+    text = f"{names} ({len(frozen)} of {len(facts['stages'])} stages)"
+    by_trial = "model.freeze_depth" in (searched or ())
+    model = f"{total:,} parameters" if by_trial else f"{trained:,} of {total:,} parameters train"
+    return [
+        ("Model", f"{facts['model']}: {model}"),
+        ("Frozen", "each trial as it says" if by_trial else text),
+        *([("Search", f"{', '.join(searched)} ({facts['search']})")] if searched else []),
+    ]
+
+
+def _labelled(label: str, text: str) -> list[str]:
+    """Return a label and its text in lines of at most 80 columns; a path stays whole."""
+    indent = f"{label:<12}"
+    return textwrap.wrap(
+        text, 80, initial_indent=indent, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
@@ -110,30 +129,3 @@ def evaluation(numbers: Mapping[str, Any]) -> list[str]:
             for row in numbers["per_class"]
         ),
     ]
-
-
-class Follower:
-    """Prints a line for each new epoch of a run, from its metrics.jsonl."""
-
-    def __init__(self, run: RunFolder, epochs: int, write: Callable[[str], None]) -> None:
-        self._run, self._epochs, self._write = run, epochs, write
-        self._shown = {(row["lane"], row["step"]) for row in run.metrics()}
-        self._interval_s = 0.2 if run.folder.local_path else 5.0
-        self._next = 0.0
-        self._has_columns = False
-
-    def poll(self, *, now: bool = False) -> None:
-        """Print what is new; looks at the storage only every so often unless `now`."""
-        if not now and time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + self._interval_s
-        for row in self._run.metrics():
-            if (row["lane"], row["step"]) not in self._shown:
-                self._shown.add((row["lane"], row["step"]))
-                self._print(row)
-
-    def _print(self, row: Mapping[str, Any]) -> None:
-        if not self._has_columns:
-            self._write(COLUMNS)
-            self._has_columns = True
-        self._write(epoch_line(row, self._epochs))

@@ -18,7 +18,7 @@ from tltrain.spec.wording import show
 ATTEMPTS = 64  # draws for one trial before what is left of the space is counted out
 
 # What lanes beside each other may differ in: all that comes after the batch, and what never reaches the training.
-OWN_SECTIONS = ("name", "optim", "sweep", "storage", "checkpoint", "resources")
+OWN_SECTIONS = ("name", "optim", "sweep", "storage", "track", "checkpoint", "resources")
 OWN_KEYS = {
     "model": ("freeze_depth",),
     "train": (

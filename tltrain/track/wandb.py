@@ -6,6 +6,7 @@ WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE, WANDB_DIR and WANDB_API_KEY are read as
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class WandB:
 
     def begin(self, entry: Entry, known: str | None) -> tuple[str, bool]:
         """Go on with a run, or begin one."""
-        id = known or self._module.util.generate_id()
+        id = known or secrets.token_hex(4)
         self._runs[id] = self._module.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             id=id,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tltrain.environment import num_cores
 from tltrain.errors import ResourceError
 
 
@@ -119,3 +122,17 @@ def seed_everything(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+def describe_devices() -> str:
+    """Return what this machine has to compute with, as people say it."""
+    cuda = torch.cuda
+    names = [cuda.get_device_name(index) for index in range(cuda.device_count())] if cuda.is_available() else []
+    return devices_text(num_cores(), names)
+
+
+def devices_text(num_cpus: int, gpus: Sequence[str], num_nodes: int = 1) -> str:
+    """Return CPU cores, the GPUs of these names, and the number of nodes where there are several, as one line."""
+    counted = [f"{count} x {name}" for name, count in Counter(gpus).items()] or ["no GPU"]
+    nodes = [] if num_nodes == 1 else [f"on {num_nodes} nodes"]
+    return ", ".join([*counted, f"{num_cpus} CPU core{'' if num_cpus == 1 else 's'}", *nodes])
