@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tltrain.data.transforms import normalise
-from tltrain.errors import SpecError
+from tltrain.errors import DataError, Problem, SpecError
 from tltrain.models.placement import autocast, place
 from tltrain.models.zoo import TrainedNetwork, load_trained
 from tltrain.run_folder import RunFolder
@@ -37,6 +39,11 @@ class ModelPlace:
         return self.folder.name if self.run is None else self.run.name
 
     @property
+    def uri(self) -> str:
+        """Address that `find_model` finds this place by, on any machine that reaches it."""
+        return self.folder.uri if self.run is None else self.run.uri
+
+    @property
     def allow_code(self) -> bool:
         """Whether the run's spec allows its own code; a model's folder alone does not."""
         return self.spec is not None and self.spec.allow_code
@@ -50,6 +57,13 @@ class ModelPlace:
     def data(self) -> DataSpec | None:
         """The settings of the run's images."""
         return None if self.spec is None else self.spec.data
+
+    def card(self) -> dict[str, Any]:
+        """Return what model.json says. Raises DataError where it is damaged."""
+        try:
+            return json.loads(self.folder.read_bytes("model.json"))
+        except ValueError as error:
+            raise DataError(Problem(f"model.json is damaged: {error}", "Run it again", str(self.folder))) from error
 
     def digest(self) -> str:
         """Return the sha256 over the weights and model.json."""

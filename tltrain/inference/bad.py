@@ -1,0 +1,13 @@
+"""An image that cannot be classified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """What the image is called, and why it cannot be classified."""
+
+    id: str
+    reason: str

@@ -1,0 +1,140 @@
+"""Images to classify, without labels: files, a folder, a pattern or Parquet, on this machine or in cloud storage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from fsspec.implementations.arrow import ArrowFSWrapper
+
+from tltrain.data.base import FilesSource, Source
+from tltrain.data.decode import SUFFIXES
+from tltrain.data.folders import list_tree
+from tltrain.data.locations import Location
+from tltrain.data.tables import PARQUET_SUFFIXES
+from tltrain.errors import DataError, SpecError
+from tltrain.inference.bad import BadImage
+from tltrain.inference.parquet import open_parquet
+
+_MAGIC = re.compile(r"[*?\[]")
+_MAGIC_IN_ADDRESS = re.compile(r"[*\[]")  # there, a question mark begins the query
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """What is to be classified. bad: images that are known not to be readable; the source does not hold them."""
+
+    source: Source
+    bad: tuple[BadImage, ...] = ()
+
+
+def open_images(names: Sequence[str], image_column: str | None = None, *, run_column: str | None = None) -> Images:
+    """List the images that are named, without reading one.
+
+    names: one path, pattern or address of an image, a folder (searched with all below it) or Parquet files; or many
+    paths of image files. image_column: the column of Parquet that holds image bytes, or paths relative to the file's
+    folder; without one, `run_column`, image, path or file_name, whichever is there.
+
+    What an image is called: its path below the folder, its path as it was named or matched, or FILE#ROW.
+
+    Raises DataError where there are none, SpecError where the names cannot be used together.
+    """
+    images = _many_files(names) if len(names) > 1 else _one(names[0], image_column, run_column)
+    if not len(images.source) and not images.bad:
+        raise DataError(f"{', '.join(names)} has no images", f"Readable are {', '.join(sorted(SUFFIXES))} and Parquet")
+    return images
+
+
+def _one(name: str, image_column: str | None, run_column: str | None) -> Images:
+    is_pattern = bool((_MAGIC_IN_ADDRESS if "://" in name else _MAGIC).search(name))
+    if is_pattern and ("://" in name or not os.path.lexists(name)):
+        root, paths, sizes, bad = _matching(name)
+    else:
+        location = Location(name)
+        kind = location.kind()
+        if kind is None:
+            raise DataError(f"{location} does not exist", "Check the path")
+        root, paths, sizes, bad = _below(location) if kind == "folder" else _single(location, name)
+    if paths and all(path.lower().endswith(PARQUET_SUFFIXES) for path in paths):
+        source, without = open_parquet(root, paths, image_column, run_column)
+        return Images(source, (*bad, *(BadImage(id, "has no image (null)") for id in without)))
+    return Images(_files(root, paths, sizes), tuple(bad))
+
+
+_Listing = tuple[Location, list[str], list[int], list[BadImage]]
+
+
+def _files(root: Location, paths: Sequence[str], sizes: Sequence[int]) -> FilesSource:
+    labels = np.zeros(len(paths), np.int64)
+    return FilesSource(root, paths, np.array(sizes, np.int64), labels, ())
+
+
+def _many_files(names: Sequence[str]) -> Images:
+    """Image files of this machine, as a shell makes them of a pattern."""
+    for name in names:
+        if "://" in name or os.path.isdir(name) or name.lower().endswith(PARQUET_SUFFIXES):
+            what = f"{name} is no image file, and only these may be named together"
+            raise SpecError(what, "Name one folder, one Parquet file, or one pattern in quotes at a time")
+    found = [name for name in names if os.path.isfile(name)]
+    bad = tuple(BadImage(name, "does not exist") for name in names if not os.path.isfile(name))
+    return Images(_files(Location("."), found, [os.path.getsize(name) for name in found]), bad)
+
+
+def _single(location: Location, name: str) -> _Listing:
+    """One file. It is taken for an image whatever its name is; decoding tells."""
+    size = location.filesystem.get_file_info(location.path).size or 0
+    if "://" in name or name.lower().endswith(PARQUET_SUFFIXES):
+        return location.parent(), [location.name], [size], []
+    return Location("."), [name], [size], []
+
+
+def _below(root: Location) -> _Listing:
+    """All images below a folder; where there are none, all Parquet files."""
+    tree = list_tree(root)
+    bad = [BadImage(problem.where, problem.what) for problem in tree.problems]
+    paths = _readable(list(tree.files), str(root))
+    return root, paths, [tree.files[path] for path in paths], bad
+
+
+def _readable(paths: list[str], where: str) -> list[str]:
+    """Return the images among `paths`, or the Parquet files where there are no images, folder by folder."""
+    images = [path for path in paths if os.path.splitext(path)[1].lower() in SUFFIXES]
+    chosen = images or [path for path in paths if path.lower().endswith(PARQUET_SUFFIXES)]
+    if chosen and len(chosen) < len(paths):
+        logger.warning("%s: %d files that are not images are left out", where, len(paths) - len(chosen))
+    return sorted(chosen, key=lambda path: path.split("/"))
+
+
+def _matching(pattern: str) -> _Listing:
+    """The files that a pattern matches; `**` stands for any folders."""
+    first = _MAGIC.search(pattern)
+    assert first is not None
+    above = pattern[: first.start()].rpartition("/")[0]
+    address, _, query = pattern.partition("?") if "://" in pattern else (pattern, "", "")
+    if "://" in pattern:
+        root = Location(f"{above}?{query}" if query else above)
+        full = f"{root.path}/{address[len(above) + 1 :]}"
+    else:
+        root, full = Location("."), os.path.abspath(pattern)
+    try:
+        found = ArrowFSWrapper(root.filesystem).glob(full, detail=True)
+    except OSError as error:
+        raise DataError(f"cannot list {root}: {error}", "Check the address and your access") from error
+    sizes = {_shown(path, root, pattern): entry["size"] for path, entry in found.items() if entry["type"] == "file"}
+    paths = _readable(list(sizes), pattern.partition("?")[0] if "://" in pattern else pattern)
+    if not paths:
+        raise DataError(f"no images match {address}", "Check the pattern; ** stands for any folders")
+    return root, paths, [sizes[path] for path in paths], []
+
+
+def _shown(path: str, root: Location, pattern: str) -> str:
+    """The path below `root`, or as one would type it here where the pattern was relative."""
+    if not root.is_local or "://" in pattern:
+        return path[len(root.path) :].lstrip("/")
+    return path if os.path.isabs(pattern) else os.path.relpath(path)
