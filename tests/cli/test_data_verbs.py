@@ -88,3 +88,15 @@ def test_what_cannot_be_checked_is_one_clear_message(
     err = capsys.readouterr().err
     assert words in err
     assert "Traceback" not in err
+
+
+def test_init_looks_at_a_folder_and_keeps_a_file_that_is_there(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tltrain_exits(monkeypatch, "init", "--from", "imagefolder", "photos") == 0
+    assert "tltrain run spec.yaml" in capsys.readouterr().err
+    assert tltrain_exits(monkeypatch, "validate", "spec.yaml") == 0
+    assert tltrain_exits(monkeypatch, "init", "--from", "imagefolder", "photos") == 2
+    assert "is there already" in capsys.readouterr().err
+    assert tltrain_exits(monkeypatch, "init", "x.yaml", "--from", "imagefolder", "nowhere") == 4
+    assert not Path("x.yaml").exists()

@@ -21,20 +21,40 @@ def add_verbs(app: typer.Typer) -> None:
 
 def init(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write.")] = Path("spec.yaml"),
+    start: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--from", metavar="imagefolder DIR", help="Look at a folder of images, and write what fits them."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it is there.")] = False,
 ) -> None:
     """Write a commented spec to start from."""
-    from tltrain.spec.starter import starter_text
-
+    text = _starter(path, start)
     try:
         with path.open("w" if force else "x", encoding="utf-8") as stream:
-            stream.write(starter_text())
+            stream.write(text)
     except FileExistsError:
         raise SpecError(Problem("is there already", "Choose another path, or --force", str(path))) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise SpecError(Problem(f"cannot be written: {reason}", "Check the path", str(path))) from error
-    typer.echo(f"Wrote {path}. Edit it, then: tltrain validate {path}", err=True)
+    verb = "run" if start else "validate"
+    typer.echo(f"Wrote {path}. {'Read' if start else 'Edit'} it, then: tltrain {verb} {path}", err=True)
+
+
+def _starter(path: Path, start: tuple[str, str] | None) -> str:
+    """The text of the spec that `init` writes."""
+    if start is None:
+        from tltrain.spec.starter import starter_text
+
+        return starter_text()
+    kind, folder = start
+    if kind != "imagefolder":
+        raise SpecError(f"--from {kind}: there is no such kind", "Write --from imagefolder DIR")
+    from tltrain.data.proposal import propose
+    from tltrain.environment import num_cores
+    from tltrain.machine import num_gpus
+
+    return propose(folder, path, num_cores=num_cores(), num_gpus=num_gpus())
 
 
 def validate(spec: SpecPath, sets: Sets = None, as_json: AsJson = False) -> None:
