@@ -35,7 +35,7 @@ def to_run(page: Path) -> list[Command]:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder such as a reader has: the project's jobs and clusters, photos, a bucket, and two finished runs."""
+    """A folder such as a reader has: jobs, clusters, examples, photos, a bucket, and two finished runs."""
 
     folder: Path
     environment: dict[str, str]
@@ -78,7 +78,7 @@ def write_photos(table: Path, folder: Path, per_class: int) -> None:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, fashion_dir: Path, s3_endpoint: str) -> Iterator[Workspace]:
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("jobs", "cluster"):
+    for name in ("jobs", "cluster", "examples"):
         shutil.copytree(PROJECT_DIR / name, folder / name)
     for part, table, per_class in (("train", "train", 20), ("val", "test", 5), ("test", "test", 10)):
         write_photos(fashion_dir / f"{table}.parquet", folder / "photos" / part, per_class)

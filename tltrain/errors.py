@@ -5,6 +5,7 @@
     ├── ResourceError            3   the machine or cluster cannot give what was asked for
     │   └── OutOfMemoryError     3   a worker's memory or a GPU's is too small for the micro-batch
     ├── DataError                4   images, labels, weights or splits cannot be used
+    ├── ExportError              1   a trained model cannot be exported, or what was exported differs from it
     └── RunError                 1   the run started and failed
         ├── StorageError         1   a run folder cannot be read or written
         ├── CheckpointError      1   no usable checkpoint where there should be one
@@ -94,6 +95,10 @@ class DataError(TltrainError):
 
     exit_code = 4
     cause = "data"
+
+
+class ExportError(TltrainError):
+    """A trained model cannot be exported, or what was exported differs from it."""
 
 
 class RunError(TltrainError):

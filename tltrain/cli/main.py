@@ -9,7 +9,20 @@ import typer
 from typer.core import TyperGroup
 
 from tltrain import messages
-from tltrain.cli import clusters, data, health, inference, jobs, render, results, runs, sweeps, training, watch
+from tltrain.cli import (
+    clusters,
+    data,
+    exporting,
+    health,
+    inference,
+    jobs,
+    render,
+    results,
+    runs,
+    sweeps,
+    training,
+    watch,
+)
 from tltrain.errors import EXIT_INTERRUPTED, TltrainError
 
 
@@ -39,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verbs in (training, sweeps, jobs, clusters, results, inference, runs, watch, data, health):
+for verbs in (training, sweeps, jobs, clusters, results, exporting, inference, runs, watch, data, health):
     verbs.add_verbs(app)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tltrain.data.loader import Batch
 from tltrain.data.preprocessing import Preprocessing
-from tltrain.data.splits import Split
+from tltrain.data.splits import Split, Splits
 from tltrain.models.zoo import Network
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
@@ -43,7 +43,7 @@ def finish_lane(bench: Workbench, lane: Lane, run: RunFolder) -> dict[str, Any]:
     if bench.group.is_first:
         if evaluation is not None:
             run.write_json("evaluation.json", {"split": name, **evaluation})
-        card = model_card(lane.spec, bench.network, bench.preprocessing, splits.classes, summary)
+        card = model_card(lane.spec, bench.network, bench.preprocessing, splits, summary)
         save_model(run.model, card, {**bench.network.module.state_dict(), **lane.kept.state_dict()})
     bench.group.barrier()
     return summary
@@ -90,7 +90,7 @@ def model_card(
     spec: Spec,
     network: Network,
     preprocessing: Preprocessing,
-    classes: Sequence[str],
+    splits: Splits,
     summary: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what stands in model.json: all that is needed to rebuild the network and to use it."""
@@ -99,14 +99,24 @@ def model_card(
         "name": spec.model.name,
         "factory": spec.model.factory,
         "arguments": network.arguments,
-        "classes": list(classes),
+        "classes": list(splits.classes),
         "preprocessing": preprocessing.to_dict(),
         "run": spec.name,
         "pretrained": network.weights_origin,
         "freeze_depth": spec.model.freeze_depth,
         "stages": [stage.name for stage in network.staged.stages],
+        "data": _described(splits),
         "versions": versions(),
         **summary,
+    }
+
+
+def _described(splits: Splits) -> dict[str, Any]:
+    return {
+        "fingerprint": splits.fingerprint,
+        "num_train": len(splits.train),
+        "num_val": len(splits.val) if splits.val else 0,
+        "num_test": len(splits.test) if splits.test else 0,
     }
 
 

@@ -1,0 +1,1 @@
+"""A trained model in formats that other programs read, each checked on images before it is handed over."""
