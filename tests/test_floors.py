@@ -25,7 +25,7 @@ NEAR_SIDE = (
     "cli",
 )
 HEAVY = {"torch", "torchvision", "timm", "ray"}
-WITHOUT_RAY = (*NEAR_SIDE, "models", "data", "train")
+WITHOUT_RAY = (*NEAR_SIDE, "models", "data", "inference", "train")
 
 # Makes every import of the packages in `blocked` fail, as on a machine where they are not installed.
 BLOCK = """
