@@ -98,6 +98,8 @@ def test_the_most_probable_classes_are_ranked_and_of_equal_ones_the_first_comes_
 
     assert ranking.classes.tolist() == [[1, 2, 3, 0, 4]]
     assert ranking.probabilities[0] == pytest.approx(torch.softmax(torch.tensor([2.0, 2, 1, 0, 0, 0, -1]), 0)[:5])
+    warm = rank(torch.tensor([[0.0, 2.0, 4.0]]), temperature=2.0)
+    assert warm.probabilities[0] == pytest.approx(torch.softmax(torch.tensor([2.0, 1, 0]), 0))
     assert rank(torch.zeros(2, 3)).classes.tolist() == [[0, 1, 2]] * 2
     with pytest.raises(RunError, match="scores of 1 of 2 images are not finite"):
         rank(torch.tensor([[0.0, 1.0], [0.0, float("nan")]]))

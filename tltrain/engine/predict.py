@@ -20,7 +20,7 @@ from tltrain.errors import LostError, ResourceError, TltrainError
 from tltrain.inference.decoding import Reader
 from tltrain.inference.finished import ModelPlace, open_model
 from tltrain.inference.predict import Classified
-from tltrain.inference.ranking import Ranking, rank
+from tltrain.inference.ranking import Ranking
 
 
 def classify_on_ray(
@@ -111,7 +111,7 @@ class _Classifier:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self._decoder is not None:
             batch = self._decoder(batch)
-        ranking = rank(self._model.logits(torch.from_numpy(np.array(batch["image"]))))
+        ranking = self._model.rank(torch.from_numpy(np.array(batch["image"])))
         kept = {"position": batch["position"], "reason": batch["reason"]}
         return {**kept, "classes": ranking.classes, "probabilities": ranking.probabilities}
 

@@ -24,7 +24,6 @@ from tltrain.data.transforms import evaluation_transform
 from tltrain.engine.cluster import live_nodes, private_cluster
 from tltrain.errors import ResourceError, RunError
 from tltrain.inference.finished import find_model, open_model
-from tltrain.inference.ranking import rank
 from tltrain.inference.requests import PREDICT, Limits, Request, answer, decode_upload, top_of
 
 EXTRA = ("starlette", "uvicorn", "python_multipart")
@@ -185,6 +184,6 @@ def _service(serve: Any) -> type:
             return await asyncio.get_running_loop().run_in_executor(self._computer, self._compute, images)
 
         def _compute(self, images: list[Tensor]) -> list[dict[str, Any]]:
-            return top_of(rank(self._model.logits(torch.stack(images))), self._model.classes)
+            return top_of(self._model.rank(torch.stack(images)), self._model.classes)
 
     return Service

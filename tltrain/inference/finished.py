@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tltrain.data.transforms import normalise
 from tltrain.errors import DataError, Problem, SpecError
+from tltrain.inference.ranking import Ranking, rank
 from tltrain.models.placement import autocast, place
 from tltrain.models.zoo import TrainedNetwork, load_trained
 from tltrain.run_folder import RunFolder
@@ -119,6 +120,13 @@ class FinishedModel:
         prepared = normalise(moved, self.network.preprocessing).contiguous(memory_format=self.memory_format)
         with autocast(self.place.train, self.device):
             return self.network.module(prepared).float()
+
+    def rank(self, images: Tensor) -> Ranking:
+        """Return the most probable classes of images as `logits` takes them, at the model's temperature.
+
+        Raises RunError where the network gives no finite scores.
+        """
+        return rank(self.logits(images), self.network.temperature)
 
 
 def open_model(path: str | ModelPlace, device: torch.device | None = None) -> FinishedModel:

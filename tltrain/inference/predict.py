@@ -13,7 +13,7 @@ from tltrain.data.loader import resolve_loader_workers
 from tltrain.inference.bad import BadImage
 from tltrain.inference.decoding import Reader, decoded_batches
 from tltrain.inference.finished import FinishedModel
-from tltrain.inference.ranking import TOP, Ranking, rank
+from tltrain.inference.ranking import TOP, Ranking
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ def classify(
     for batch in decoded_batches(
         reader, requests, fork_safe=source.fork_safe, num_workers=num_workers, pin_memory=pin_memory
     ):
-        yield Classified(batch.positions, rank(model.logits(batch.images)), batch.bad)
+        yield Classified(batch.positions, model.rank(batch.images), batch.bad)
 
 
 def choose_workers(num_images: int, batch_size: int) -> int:

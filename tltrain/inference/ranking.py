@@ -28,8 +28,10 @@ class Ranking:
         return len(self.classes)
 
 
-def rank(logits: Tensor) -> Ranking:
-    """Return the most probable classes, of equal ones the first. logits: float [n, C], on any device.
+def rank(logits: Tensor, temperature: float = 1.0) -> Ranking:
+    """Return the most probable classes, of equal ones the first.
+
+    logits: float [n, C], on any device. temperature: what they are divided by before they become probabilities.
 
     Raises RunError where a score is not finite.
     """
@@ -39,5 +41,5 @@ def rank(logits: Tensor) -> Ranking:
         what = f"the network's scores of {bad} of {len(logits)} images are not finite"
         raise RunError(what, "The model is of no use as it is: look at its training, tltrain report RUN")
     best = torch.sort(logits, dim=1, descending=True, stable=True).indices[:, :TOP]
-    log_probabilities = functional.log_softmax(logits, dim=1).gather(1, best)
+    log_probabilities = functional.log_softmax(logits / temperature, dim=1).gather(1, best)
     return Ranking(best.cpu().numpy(), np.exp(log_probabilities.cpu().numpy()))
