@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,10 +55,9 @@ def watch(
 
 def _whole(view: View) -> list[str]:
     """A view as lines, with all that can be seen in it now."""
-    if view.ending is not None:
-        news = view.news if list(view.news) != list(view.ending) else []
-        return [*news, *view.ending, *view.problems]
-    return [*view.news, *(line for line in view.table if line not in view.news), *([str(view.bar)] if view.bar else [])]
+    if view.ending is None:
+        return [*view.header, *(view.table or view.news), *([str(view.bar)] if view.bar else [])]
+    return [*view.header, *([] if view.table else view.news), *view.ending, *view.problems]
 
 
 def _follow(watcher: Watcher, output: Output, interval_s: float) -> View:
@@ -68,8 +67,7 @@ def _follow(watcher: Watcher, output: Output, interval_s: float) -> View:
         while True:
             view = patience.look(watcher)
             if view is not None:
-                if not (is_in_place and view.table):
-                    _print(view.news)
+                _print([*view.header, *([] if is_in_place and view.table else view.news)])
                 if view.ending is not None:
                     break
                 show(view.table, view.bar)
@@ -79,7 +77,7 @@ def _follow(watcher: Watcher, output: Output, interval_s: float) -> View:
     return view
 
 
-def _print(texts: object) -> None:
+def _print(texts: Sequence[str]) -> None:
     if texts:
         print("\n".join(texts), flush=True)
 

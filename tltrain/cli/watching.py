@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,8 +36,10 @@ class View:
     """The same as data."""
     ending: Sequence[str] | None = None
     """Lines to close with where nothing goes on any more, else None."""
-    problems: Sequence[str] = field(default=())
+    problems: Sequence[str] = ()
     """Why it ended, where it should not have."""
+    header: Sequence[str] = ()
+    """What is known of it from the start, at the first look."""
 
     @property
     def exit_code(self) -> int:
@@ -121,9 +123,9 @@ class RunWatcher(_Base):
         new = [row for row in rows if row["step"] not in self._shown]
         heading = [lines.COLUMNS] if new and not self._shown else []
         self._shown |= {row["step"] for row in new}
-        news = [*self._header(), *heading, *(lines.epoch_line(row, self._spec.train.epochs) for row in new)]
+        news = [*heading, *(lines.epoch_line(row, self._spec.train.epochs) for row in new)]
         facts = self._facts(state, bar, last_epoch=rows[-1] if rows else None)
-        return View(news, [], bar, facts, self._ending(state), self._problems(state))
+        return View(news, [], bar, facts, self._ending(state), self._problems(state), self._header())
 
 
 class SweepWatcher(_Base):
@@ -143,11 +145,11 @@ class SweepWatcher(_Base):
         epochs = self._spec.train.epochs
         is_going = state.get("state") == "running"
         bar = bar_of_sweep(trials, self._run, epochs, self._sweep.num_trials, self._pace) if is_going else None
-        news = [*self._header(), *self._ended(trials, epochs)]
+        news = self._ended(trials, epochs)
         table = trials_table(trials, rows, limit=TABLE_ROWS, metric=self._metric, width=width())
         closing = [*table, ""] + (winner_lines(state, self._confirmed()) if "winner" in state else [])
         facts = self._facts(state, bar, trials=trials)
-        return View(news, table, bar, facts, self._ending(state, closing), self._problems(state))
+        return View(news, table, bar, facts, self._ending(state, closing), self._problems(state), self._header())
 
     def _ended(self, trials: Sequence[Mapping[str, Any]], epochs: int) -> list[str]:
         texts = []
@@ -176,8 +178,10 @@ class StorageWatcher:
         states = {run.name: run.state for run in runs}
         table = run_lines(runs, width()) if runs else [f"No runs in {self._storage}."]
         going = [f"{name}: {view.bar or 'starting'}" for name, view in views.items()]
-        facts = {"storage": str(self._storage), "runs": [dict(vars(run)) for run in runs]}
-        facts["progress"] = {name: view.facts["progress"] for name, view in views.items()}
+        # How long each has run is left out: it changes with every look.
+        known = [{key: value for key, value in vars(run).items() if key != "duration_s"} for run in runs]
+        progress = {name: view.facts["progress"] for name, view in views.items()}
+        facts = {"storage": str(self._storage), "runs": known, "progress": progress}
         news = table if self._states is None else self._changes(states)
         self._states = states
         return View(news, [*table, "", *going], None, facts, None if views else table)
