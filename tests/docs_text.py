@@ -15,7 +15,7 @@ _FENCED = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
 )
 _INDENTED = re.compile(r"(?:\A|(?<=\n\n))(?: {4}[^\n]*\n|\n(?= {4}))+", re.MULTILINE)
-_PROGRAMS = r"\.venv/bin/\S+|tltrain|make|pip|python|torchrun|ray|kubectl|docker|git|sky"
+_PROGRAMS = r"\.venv/bin/\S+|tltrain|make|pip|python|torchrun|ray|kubectl|docker|curl|git|sky"
 _COMMAND = re.compile(rf"(?P<prompt>\$ )?(?P<command>(?:[A-Z_]+=\S+ )*(?:{_PROGRAMS})(?: .*)?)")
 _SPAN = re.compile(r"`(tltrain [^`\n]+)`")
 
@@ -56,11 +56,12 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands_of(block: Block, page: Path) -> Iterator[Command]:
-    """Yield the command lines in a block, in order. What they print is left out."""
+    """Yield the command lines in a block, in order: those behind a prompt where there is one, else all."""
     if block.language in ("", "sh", "bash", "console"):
         joined = re.sub(r"\\\n *", "", block.text)
+        has_prompt = re.search(r"^\$ ", joined, re.MULTILINE) is not None
         for number, line in enumerate(joined.splitlines()):
-            if found := _COMMAND.fullmatch(line):
+            if (found := _COMMAND.fullmatch(line)) and bool(found["prompt"]) == has_prompt:
                 yield Command(page.name, block.line + number, found["command"])
 
 

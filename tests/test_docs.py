@@ -8,7 +8,6 @@ import inspect
 import io
 import re
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,8 @@ def not_run() -> list[dict[str, str]]:
 
 def covers(entry: dict[str, str], command: Command) -> bool:
     """Whether an entry of the table names a command."""
-    return command.page == entry.get("page", command.page) and fnmatch(command.text, entry["command"])
+    pattern = ".*".join(re.escape(part) for part in entry["command"].split("*"))
+    return command.page == entry.get("page", command.page) and re.fullmatch(pattern, command.text) is not None
 
 
 def test_spec_reference_is_up_to_date() -> None:
