@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from tltrain.output import Output
@@ -13,7 +14,7 @@ from tltrain.progress import Bar, Pace, read_progress, run_bar, sweep_bar
 from tltrain.report.sweep import grid, trials_table
 from tltrain.report.trial_lines import ENDED, TABLE_ROWS
 from tltrain.report.trials import Metric
-from tltrain.run_folder import RunFolder
+from tltrain.run_folder import WINNER, RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.terminal import Show
 
@@ -72,7 +73,7 @@ class SweepFollower:
     def __init__(self, spec: Spec, run: RunFolder, output: Output, show: Show, *, has_table: bool) -> None:
         """has_table: whether `show` shows lines."""
         assert spec.sweep is not None
-        self._run, self._sweep, self._epochs = run, spec.sweep, spec.train.epochs
+        self._spec, self._run, self._sweep, self._epochs = spec, run, spec.sweep, spec.train.epochs
         self._metric = Metric.of(spec.sweep.metric, spec.sweep.mode)
         self._output, self._show, self._has_table = output, show, has_table
         self._pace, self._clock = Pace(), _Clock(run)
@@ -101,7 +102,7 @@ class SweepFollower:
         if self._has_table and len(known.rows) != self._num_rows:
             self._table = trials_table(entries, known.rows, limit=TABLE_ROWS, metric=self._metric)
         self._num_rows = len(known.rows)
-        return bar_of_sweep(entries, self._run, self._epochs, self._sweep.num_trials, self._pace)
+        return bar_of_sweep(self._spec, self._run, entries, known.rows, self._pace)
 
     def _tell_ended(self, trials: Mapping[str, dict[str, Any]]) -> None:
         ended = {name for name, entry in trials.items() if has_ended(entry, self._epochs)}
@@ -127,14 +128,25 @@ def has_ended(entry: Mapping[str, Any], epochs: int) -> bool:
 
 
 def bar_of_sweep(
-    trials: Sequence[Mapping[str, Any]], run: RunFolder, epochs: int, num_trials: int | None, pace: Pace
+    spec: Spec, run: RunFolder, trials: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], pace: Pace
 ) -> Bar:
-    """Return the bar of the sweep in `run`. num_trials: that there will be, where not all are known from the start."""
+    """Return the bar of the sweep in `run`: of its trials, then of their confirmation, then of the winner."""
+    assert spec.sweep is not None
+    epochs, groups = spec.train.epochs, read_progress(run.folder)
+    count = max(len(trials), spec.sweep.num_trials or 0)
     ended = [entry for entry in trials if has_ended(entry, epochs)]
-    count = max(len(trials), num_trials or 0)
+    if count and len(ended) == count:
+        winner = run_bar(read_progress(run.folder.child(WINNER)), pace)
+        if winner is not None:
+            return replace(winner, label=f"Winner: {winner.label}")
+        if spec.sweep.confirm is not None:
+            names = {entry["trial"] for entry in trials}
+            done = sum(row["lane"] not in names for row in rows)
+            total = min(spec.sweep.confirm.top, count) * (spec.sweep.confirm.seeds - 1) * epochs
+            return sweep_bar(groups, label="Confirming over seeds", epochs=done, total=total, pace=pace)
     total = sum(entry["epochs"] for entry in ended) + (count - len(ended)) * epochs
-    done = [entry["epochs"] for entry in trials]
-    return sweep_bar(read_progress(run.folder), epochs=done, ended=len(ended), trials=count, total=total, pace=pace)
+    done = sum(entry["epochs"] for entry in trials)
+    return sweep_bar(groups, label=f"{len(ended)} of {count} trials ended", epochs=done, total=total, pace=pace)
 
 
 class _Clock:

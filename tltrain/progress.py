@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -87,10 +88,13 @@ class Meter:
         self._images = images
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and leave nothing behind."""
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None or self._folder is None:
+            return
+        self._thread.join()
+        with contextlib.suppress(RunError):  # nobody reads it any more
+            self._folder.delete(self._file)
 
     def _keep_writing(self) -> None:
         assert self._folder is not None
@@ -200,19 +204,16 @@ def run_bar(groups: Sequence[Progress], pace: Pace) -> Bar | None:
     return Bar(label, now.share, now.images_per_s, left_s)
 
 
-def sweep_bar(
-    groups: Sequence[Progress], *, epochs: Sequence[int], ended: int, trials: int, total: float, pace: Pace
-) -> Bar:
-    """Return the bar of a sweep. epochs: of each trial, as far as they are recorded. total: epochs of all `trials`.
+def sweep_bar(groups: Sequence[Progress], *, label: str, epochs: int, total: int, pace: Pace) -> Bar:
+    """Return the bar of lanes that train side by side. epochs: recorded ones of all lanes; total: that there will be.
 
     Images per second count an image once for each lane that it trains.
     """
     prefixes = [group for group in groups if group.phase == "prefix"]
-    if prefixes and not any(epochs):
+    if prefixes and not epochs:
         share = min(1.0, sum(group.images for group in prefixes) / prefixes[0].num_images)
         return Bar("Frozen layers, once for all trials", share, sum(group.images_per_s for group in prefixes))
-    under_way = sum(group.lanes * group.share for group in groups if group.phase == "training")
-    done = min(total, sum(epochs) + under_way)
-    speed = sum(group.lanes * group.images_per_s for group in groups if group.phase == "training")
-    share = done / total if total else 0.0
-    return Bar(f"{ended} of {trials} trials ended", share, speed, pace.left_s(done, total))
+    training = [group for group in groups if group.phase == "training"]
+    done = min(float(total), epochs + sum(group.lanes * group.share for group in training))
+    speed = sum(group.lanes * group.images_per_s for group in training)
+    return Bar(label, done / total if total else 0.0, speed, pace.left_s(done, total))

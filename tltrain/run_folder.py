@@ -14,6 +14,8 @@ from tltrain.storage import Folder
 
 FORMAT = 1
 SPEC_FILE, STATE_FILE, METRICS_FILE = "spec.yaml", "run.json", "metrics.jsonl"
+WINNER = "winner"
+"""Folder of a sweep in which its winner is a run of its own."""
 
 _log = logging.getLogger(__name__)
 

@@ -144,7 +144,7 @@ class SweepWatcher(_Base):
         trials = self._run.read_json(TRIALS_FILE) if self._run.folder.exists(TRIALS_FILE) else []
         epochs = self._spec.train.epochs
         is_going = state.get("state") == "running"
-        bar = bar_of_sweep(trials, self._run, epochs, self._sweep.num_trials, self._pace) if is_going else None
+        bar = bar_of_sweep(self._spec, self._run, trials, rows, self._pace) if is_going else None
         news = self._ended(trials, epochs)
         table = trials_table(trials, rows, limit=TABLE_ROWS, metric=self._metric, width=width())
         closing = [*table, ""] + (winner_lines(state, self._confirmed()) if "winner" in state else [])

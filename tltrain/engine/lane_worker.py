@@ -12,6 +12,7 @@ import ray
 
 from tltrain.engine.broker import Task, Ticket, Work
 from tltrain.engine.worker import current_group, open_run
+from tltrain.run_folder import WINNER
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial, apply
 from tltrain.train.distributed import Group
@@ -24,7 +25,6 @@ HEARTBEAT_S = 10.0
 """How often ranks that wait for work hear from the first, so that no collective times out."""
 SAVE_INTERVAL_S = 30.0
 """Shortest time between two saves of all lanes that train; what a group's death may cost."""
-WINNER = "winner"
 
 
 def lane_worker(config: dict[str, Any], group: Group | None = None) -> Record:

@@ -18,7 +18,6 @@ from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected, live_nodes, wait_for_room
 from tltrain.engine.fit import RAY_FOLDER
 from tltrain.engine.groups import WorkerGroups
-from tltrain.engine.lane_worker import WINNER
 from tltrain.engine.plan import Request, capacity
 from tltrain.engine.preflight import preflight
 from tltrain.engine.schedulers import run_ahead
@@ -27,7 +26,7 @@ from tltrain.engine.tickets import distinct_in_frozen_part, make_ticket
 from tltrain.engine.tuning import run_tune
 from tltrain.engine.winner import begin_winner, end_winner
 from tltrain.errors import RunError
-from tltrain.run_folder import RunFolder
+from tltrain.run_folder import WINNER, RunFolder
 from tltrain.spec.schema import Spec, SweepSpec
 from tltrain.spec.space import Trial, check_all, propose
 from tltrain.train.lane_group import newest_state

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tltrain.engine.lane_worker import WINNER
-from tltrain.run_folder import RunFolder
+from tltrain.run_folder import WINNER, RunFolder
 from tltrain.spec.load import differences, dump_yaml, parse_spec
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial, apply
