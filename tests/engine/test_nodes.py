@@ -51,10 +51,9 @@ def two_workers(folder: Path, name: str) -> Spec:
 
 
 def test_before_training_a_node_that_is_not_like_the_others_is_named(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One node has another home folder and so other data and weights, and a network interface that is not there."""
-    monkeypatch.setattr(preflight, "MEET_S", 5.0)
     spec = two_workers(tmp_path, "checked")
     run, request = prepared(spec), wait_for_room(spec.resources)
     with caplog.at_level(logging.INFO):

@@ -22,8 +22,12 @@ from tltrain.spec.schema import Spec
 
 logger = logging.getLogger(__name__)
 
-LOOK_S, MEET_S = 35.0, 15.0
-"""Most seconds for the nodes to look around, and to meet. Together, with what Ray needs, under a minute."""
+TOTAL_S, LOOK_S = 55.0, 40.0
+"""Most seconds for all of it, and until the nodes have looked around, the start of their processes included."""
+MEET_S = 15.0
+"""Seconds for the nodes to meet, beside as many as they took to look around: on busy machines both take longer."""
+LEAST_S = 10.0
+"""Seconds that the nodes have for either in any case, however long the driver itself needs to look around."""
 SAME_ENVIRONMENT = "Give all nodes the same image or environment"
 LET_THEM_MEET = (
     "Open all ports between the nodes, and set GLOO_SOCKET_IFNAME (and NCCL_SOCKET_IFNAME for GPUs) to the network "
@@ -61,13 +65,14 @@ def preflight(spec: Spec, run: RunFolder, request: Request) -> None:
     try:
         answers = _start(look, [(place, (*arguments, place.id)) for place in places], has_weights=has_weights)
         mine = look(*arguments, DRIVER, has_weights=has_weights)
-        found, problems = _collect(places, answers, LOOK_S)
+        found, problems = _collect(places, answers, max(LEAST_S, LOOK_S - _since(began)))
+        looked_s = _since(began)
         problems += [problem for place, theirs in found.items() for problem in differences(place, mine, theirs)]
         unseen = _unseen(run, mark, [place for place in found if not _has(found[place].problems, "storage")])
         problems += [_not_shared(place, run) for place in unseen]
     finally:
         run.folder.delete(FOLDER)
-    problems += _meet(list(found), found)
+    problems += _meet(list(found), found, max(LEAST_S, min(MEET_S + looked_s, TOTAL_S - _since(began))))
     if problems:
         raise ResourceError(problems)
     logger.info("all %d nodes see data, storage and weights, and can meet (%.1f s)", len(places), _since(began))
@@ -100,6 +105,7 @@ def _start(function: Any, calls: Sequence[tuple[Place, tuple[Any, ...]]], **opti
 
 def _collect(places: Sequence[Place], answers: Sequence[Any], limit_s: float) -> tuple[dict[Place, Any], list[Problem]]:
     """Wait for the nodes' answers; return those that came, and a problem for each that did not."""
+    began = time.monotonic()
     ray.wait(list(answers), num_returns=len(answers), timeout=limit_s)
     found: dict[Place, Any] = {}
     problems = []
@@ -109,7 +115,7 @@ def _collect(places: Sequence[Place], answers: Sequence[Any], limit_s: float) ->
         except GetTimeoutError:
             ray.cancel(answer, force=True)
             action = "Look at its load, its disks and its network, or take it out of the cluster"
-            problems.append(Problem(f"it did not answer within {limit_s:.0f} s", action, str(place)))
+            problems.append(Problem(f"it did not answer within {_since(began):.0f} s", action, str(place)))
         except RayError as error:
             reason = str(error).strip().splitlines()[-1]
             problems.append(Problem(f"it could not be checked: {reason}", SAME_ENVIRONMENT, str(place)))
@@ -149,13 +155,14 @@ def _not_shared(place: Place, run: RunFolder) -> Problem:
     return Problem(what, action, str(place), "storage")
 
 
-def _meet(places: Sequence[Place], found: Mapping[Place, Findings]) -> list[Problem]:
-    """Let the nodes sum a number together; return a problem for each that could not."""
+def _meet(places: Sequence[Place], found: Mapping[Place, Findings], limit_s: float) -> list[Problem]:
+    """Let the nodes sum a number together; return a problem for each that could not within `limit_s`."""
     if len(places) < 2:
         return []
     host, port = places[0].address, found[places[0]].port
-    calls = [(place, (rank, len(places), host, port, MEET_S)) for rank, place in enumerate(places)]
-    errors, problems = _collect(places, _start(meet, calls), MEET_S + 5)
+    # Nodes wait for each other a little less long than they are waited for, so that they can say what is wrong.
+    calls = [(place, (rank, len(places), host, port, limit_s - 3)) for rank, place in enumerate(places)]
+    errors, problems = _collect(places, _start(meet, calls), limit_s)
     failed = [
         Problem(f"it cannot meet the others: {error}", LET_THEM_MEET, str(p)) for p, error in errors.items() if error
     ]
