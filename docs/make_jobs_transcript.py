@@ -25,14 +25,19 @@ class Jobs(Session):
 
     def __init__(self, folder: Path) -> None:
         self.runs = folder / "runs"
-        super().__init__(PROJECT, folder, {str(self.runs): "RUNS"}, path=Path(sys.executable).parent)
+        super().__init__(PROJECT, folder, {str(self.runs): "RUNS", f"{PROJECT}/": ""}, path=Path(sys.executable).parent)
 
-    def wait_for(self, job: str, pattern: str) -> None:
-        """Wait until the status of `job` matches; what is asked meanwhile is not written down."""
+    def epochs(self, run: str) -> int:
+        """Return how many epochs a run has trained."""
+        metrics = self.runs / run / "metrics.jsonl"
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    def wait_for_epochs(self, run: str, count: int) -> None:
+        """Wait until a run has trained so many epochs."""
         deadline = time.monotonic() + LIMIT_S
-        while not re.search(pattern, self.quietly("tltrain", "status", job).stdout):
-            assert time.monotonic() < deadline, f"{job} never came to {pattern}"
-            time.sleep(2)
+        while self.epochs(run) < count:
+            assert time.monotonic() < deadline, f"{run} never came to {count} epochs"
+            time.sleep(0.5)
 
 
 def submitted(output: str) -> str:
@@ -57,13 +62,14 @@ def record(session: Jobs) -> None:
     session.say("A long run, stopped on its way. `retry` goes on from its newest checkpoint.")
     long = ("--set", "train.epochs=40", "--set", storage)
     job = submitted(session.run("tltrain", "submit", "jobs/fashion-lite0.yaml", "--cluster", "local", "-d", *long))
-    session.wait_for(job, "RUNNING")
-    time.sleep(30)
+    session.wait_for_epochs("fashion-lite0", 3)
     session.run("tltrain", "jobs")
     session.run("tltrain", "stop", job)
-    session.run("tltrain", "status", job, may_fail=True)
+    session.run("tltrain", "status", job)
+    before = session.epochs("fashion-lite0")
     session.run("tltrain", "retry", job, "-d")
-    session.wait_for(job, "RUNNING")
+    session.wait_for_epochs("fashion-lite0", before + 2)
+    session.run("tltrain", "logs", job)
     session.run("tltrain", "stop", job)
     session.run("tltrain", "jobs", "-a")
     session.run("tltrain", "runs", str(session.runs))

@@ -39,10 +39,9 @@ def record(folder: Path) -> str:
     (clone / "photo.py").write_text(PHOTO)
     session.run("python", "photo.py")
     session.run("tltrain", "predict", "runs/quickstart", "photo.png")
-    session.say("The model for other programs, with one that shows how to use it:")
-    session.run("tltrain", "export", "runs/quickstart", "--format", "safetensors", "--out", "exported")
-    session.run("ls", "exported")
-    session.run("python", "exported/example.py", "photo.png")
+    session.say("The model for other programs, and one that reads it:")
+    session.run("tltrain", "export", "runs/quickstart", "--format", "safetensors")
+    session.run("python", "examples/predict_safetensors.py", "quickstart-safetensors", "photo.png")
     machine = f"\nThis was {platform.system()} on {platform.machine()} with Python {platform.python_version()}.\n"
     return INTRODUCTION + machine + outside.text + session.text
 
