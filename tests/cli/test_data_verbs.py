@@ -100,3 +100,15 @@ def test_init_looks_at_a_folder_and_keeps_a_file_that_is_there(
     assert "is there already" in capsys.readouterr().err
     assert tltrain_exits(monkeypatch, "init", "x.yaml", "--from", "imagefolder", "nowhere") == 4
     assert not Path("x.yaml").exists()
+
+
+def test_pack_writes_a_source_and_says_what_was_there(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tltrain_exits(monkeypatch, "data", "pack", "photos", "packed") == 0
+    assert capsys.readouterr().out.startswith("train: 6 images in 1 shards")
+    assert tltrain_exits(monkeypatch, "data", "pack", "photos", "packed", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["train"]["num_kept"] == 1
+    assert tltrain_exits(monkeypatch, "data", "check", "packed") == 0
+    assert tltrain_exits(monkeypatch, "data", "pack", "photos", "packed", "--shard-mb", "1") == 1
+    assert "other images, or the same in another way" in capsys.readouterr().err

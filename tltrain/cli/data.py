@@ -1,4 +1,4 @@
-"""The verbs around images: data check."""
+"""The verbs around images: data check, data pack."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SplitNames = Annotated[
     typer.Option("--split", metavar="SPLIT", help="train, val or test; or for example test=photos/test."),
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", metavar="N", min=1, help="Threads that decode; one per CPU core if left out.")
+    int | None, typer.Option("--workers", metavar="N", min=1, help="Threads; one per CPU core if left out.")
 ]
 
 
@@ -58,6 +58,47 @@ def check(
         _write_page(page, findings, parts)
     if problems:
         raise DataError(problems)
+
+
+@data.command()
+def pack(
+    source: Source,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A folder, or s3://, gs://, ... address.")],
+    splits: SplitNames = None,
+    sets: Sets = None,
+    shard_mb: Annotated[
+        int, typer.Option("--shard-mb", metavar="N", min=1, help="Megabytes (2^20 bytes) of images in each shard.")
+    ] = 128,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pack images into Parquet shards; goes on where it was stopped."""
+    from tltrain.data.pack import pack_split
+    from tltrain.storage import Folder
+
+    parts, folder = _opened(source, splits, sets), Folder.open(out)
+    if parts.problems:
+        raise DataError(parts.problems)
+    packed = {}
+    for name, split in parts.splits.items():
+        place = folder if len(parts.splits) == 1 else folder.child(name)
+        with _counted(f"{name}: images packed", len(split)) as advance:
+            done = pack_split(
+                split,
+                parts.classes,
+                place,
+                num_threads=workers or num_cores(),
+                shard_bytes=shard_mb << 20,
+                advance=advance,
+            )
+        packed[name] = {"uri": place.uri.partition("?")[0], **vars(done)}
+    if as_json:
+        print(json.dumps(packed, indent=2))
+        return
+    for name, done in packed.items():
+        kept = f", {done['num_kept']} of them there already" if done["num_kept"] else ""
+        size = f"{done['num_bytes'] / 2**20:.1f} MiB"
+        typer.echo(f"{name}: {done['num_images']:,} images in {done['num_shards']} shards, {size}{kept}: {done['uri']}")
 
 
 def _opened(source: str, splits: list[str] | None, sets: list[str] | None) -> Parts:

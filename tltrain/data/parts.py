@@ -14,12 +14,12 @@ import numpy as np
 from tltrain.data.base import Source, Split
 from tltrain.data.folders import split_folders
 from tltrain.data.locations import Location
-from tltrain.data.sources import open_source
+from tltrain.data.sources import open_source, split_names
 from tltrain.data.splits import load_splits
 from tltrain.errors import DataError, Problem, SpecError
 from tltrain.spec.load import load_spec, parse_spec
-from tltrain.spec.names import TORCHVISION_PREFIX
-from tltrain.spec.schema import Spec
+from tltrain.spec.names import source_parts
+from tltrain.spec.schema import DataSpec, Spec
 
 NAMES: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 _SPEC_SUFFIXES = (".yaml", ".yml")
@@ -80,10 +80,8 @@ def _asked(splits: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def _splits_in(source: str) -> dict[str, str]:
     """Return the source of each split that SOURCE holds: a data set's own, the folders of one, or train alone."""
-    if source.startswith(TORCHVISION_PREFIX):
-        from tltrain.data.torchvision_sets import split_names  # torchvision takes seconds, and others do without
-
-        return dict.fromkeys(split_names(source.removeprefix(TORCHVISION_PREFIX)), source)
+    if source_parts(source)[0]:
+        return dict.fromkeys(split_names(source, DataSpec(train=source)), source) or {"train": source}
     location = Location(source)
     folders = split_folders(location) if location.kind() == "folder" else {}
     return {name: os.path.join(source, folder) for name, folder in folders.items()} or {"train": source}
@@ -92,7 +90,7 @@ def _splits_in(source: str) -> dict[str, str]:
 def open_parts(spec: Spec, names: Sequence[str]) -> Parts:
     """Open splits of a spec as a run would; where that fails, each source alone as far as it goes."""
     try:
-        splits = load_splits(spec.data, spec.seed, check_leakage=False)
+        splits = load_splits(spec.data, spec.seed, allow_code=spec.allow_code, check_leakage=False)
     except DataError as error:
         return _open_each(spec, names, list(error.problems))
     found = {name: part for name in names if (part := getattr(splits, name)) is not None}
@@ -106,7 +104,7 @@ def _open_each(spec: Spec, names: Sequence[str], problems: list[Problem]) -> Par
         if name not in names or not isinstance(uri, str):
             continue
         try:
-            sources[name] = open_source(uri, spec.data, split=name)
+            sources[name] = open_source(uri, spec.data, split=name, allow_code=spec.allow_code)
         except DataError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     classes = list(dict.fromkeys(name for source in sources.values() for name in source.classes))

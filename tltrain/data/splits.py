@@ -6,15 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from tltrain.data.base import Source, Split
 from tltrain.data.leakage import find_leaks
-from tltrain.data.sources import open_source
+from tltrain.data.sources import evaluation_split, open_source
 from tltrain.errors import DataError, Problem
-from tltrain.spec.names import TORCHVISION_PREFIX
 from tltrain.spec.schema import DataSpec
 
 __all__ = ["Split", "Splits", "load_splits", "open_split"]
@@ -38,17 +36,18 @@ class Splits:
     warnings: tuple[str, ...]
 
 
-def load_splits(data: DataSpec, seed: int, *, check_leakage: bool = True) -> Splits:
+def load_splits(data: DataSpec, seed: int, *, allow_code: bool = False, check_leakage: bool = True) -> Splits:
     """Open the sources of a spec and divide them.
 
     Fractions are taken out of the training images, class by class (at least one image where a class has
     more), the test's first: in each class the images are ranked by a hash of (seed, id), so that an image
     keeps its split when others are added. `data.split_seed` stands in for `seed` where it is given.
-    `check_leakage` compares contents (see `leakage`); one rank is enough for that.
+    `check_leakage` compares contents (see `leakage`); one rank is enough for that. `allow_code`: whether a user's
+    function may be run (python:package.module:function).
 
     Raises DataError if a source, its classes or a fraction cannot be used.
     """
-    source = open_source(data.train, data, split="train")
+    source = open_source(data.train, data, split="train", allow_code=allow_code)
     _check_training(source, data.train)
     _check_fractions(data)
     seed = seed if data.split_seed is None else data.split_seed
@@ -57,7 +56,7 @@ def load_splits(data: DataSpec, seed: int, *, check_leakage: bool = True) -> Spl
     parts: dict[str, Split] = {}
     for name, setting in (("test", data.test), ("val", data.val)):
         if isinstance(setting, str):
-            parts[name] = _other(setting, data, name, source.classes, warnings)
+            parts[name] = _other(setting, data, name, source.classes, warnings, allow_code)
         elif setting:
             taken = _take_fraction(source, rest, setting, seed)
             rest = np.setdiff1d(rest, taken, assume_unique=True)
@@ -71,22 +70,14 @@ def load_splits(data: DataSpec, seed: int, *, check_leakage: bool = True) -> Spl
     return Splits(train, val, test, source.classes, fingerprint, tuple(warnings))
 
 
-def open_split(uri: str, data: DataSpec, classes: Sequence[str]) -> Split:
+def open_split(uri: str, data: DataSpec, classes: Sequence[str], *, allow_code: bool = False) -> Split:
     """Open other data for a trained model, labelled by its classes.
 
-    Of a torchvision data set the test split is taken, or validation, or the whole, whichever there is first.
+    Of a data set with splits of its own the test split is taken, or validation, or the whole, whichever there is first.
     Raises DataError if the source cannot be used or has classes that the model does not know.
     """
-    split = _evaluation_split(uri)
-    return _relabel(open_source(uri, data, split=split), classes, uri, "data")
-
-
-def _evaluation_split(uri: str) -> Literal["train", "val", "test"]:
-    if not uri.startswith(TORCHVISION_PREFIX):
-        return "test"
-    from tltrain.data.torchvision_sets import evaluation_split  # torchvision takes seconds, and others do without
-
-    return evaluation_split(uri.removeprefix(TORCHVISION_PREFIX))
+    source = open_source(uri, data, split=evaluation_split(uri, data), allow_code=allow_code)
+    return _relabel(source, classes, uri, "data")
 
 
 def _check_training(source: Source, uri: str) -> None:
@@ -117,9 +108,11 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _other(uri: str, data: DataSpec, name: str, classes: tuple[str, ...], warnings: list[str]) -> Split:
+def _other(
+    uri: str, data: DataSpec, name: str, classes: tuple[str, ...], warnings: list[str], allow_code: bool
+) -> Split:
     """Open a separate source for validation or test, adding to `warnings`."""
-    source = open_source(uri, data, split="val" if name == "val" else "test")
+    source = open_source(uri, data, split="val" if name == "val" else "test", allow_code=allow_code)
     split = _relabel(source, classes, uri, f"data.{name}")
     missing = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), split.labels)]
     warnings.extend(source.warnings)

@@ -67,22 +67,35 @@ def open_table(location: Location, data: DataSpec, key: str) -> Source:
     Raises DataError for missing columns, nulls, types that do not fit, and missing files.
     """
     table = _read(location, data, key)
-    if not table.num_rows:
-        raise DataError(Problem(f"{location} has no rows", "Give a table with images", key=key))
-    images = table.column(0)
-    _refuse_nulls(location, table, key)
-    labels, classes = _labels(location, table.column(1), _class_names(table.schema, data.label_column), key)
-    if pa.types.is_struct(images.type):
-        images = _unpack(location, images, key)
-    if _is_binary(images.type):
+    images, labels, classes = columns_of(str(location), table, class_names(table.schema, data.label_column), key)
+    if is_binary(images.type):
         return ColumnSource(location.name, images, labels, classes)
-    if _is_string(images.type):
-        return _files(location, images.to_pylist(), labels, classes, key)
-    what = f"{location}: the column {table.column_names[0]} holds {images.type}, not image bytes or paths"
+    return _files(location, images.to_pylist(), labels, classes, key)
+
+
+def columns_of(
+    where: str, table: pa.Table, names: list[str] | None, key: str
+) -> tuple[pa.ChunkedArray, np.ndarray, list[str]]:
+    """Return the images (bytes or paths), the labels, int64 [N], and the class names of a table of two columns.
+
+    where: the table's name for messages. names: what integer labels index, if that is known. Raises DataError for nulls
+    and types that do not fit.
+    """
+    if not table.num_rows:
+        raise DataError(Problem(f"{where} has no rows", "Give a table with images", key=key))
+    images = table.column(0)
+    _refuse_nulls(where, table, key)
+    labels, classes = _labels(where, table.column(1), names, key)
+    if pa.types.is_struct(images.type):
+        images = _unpack(where, images, key)
+    if is_binary(images.type) or _is_string(images.type):
+        return images, labels, classes
+    what = f"{where}: the column {table.column_names[0]} holds {images.type}, not image bytes or paths"
     raise DataError(Problem(what, "Store encoded images (binary) or paths (string)", key=key))
 
 
-def _is_binary(kind: pa.DataType) -> bool:
+def is_binary(kind: pa.DataType) -> bool:
+    """Return whether a column of this type holds bytes."""
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
@@ -105,7 +118,7 @@ def _read(location: Location, data: DataSpec, key: str) -> pa.Table:
 
 def _read_parquet(location: Location, data: DataSpec, key: str) -> pa.Table:
     with pq.ParquetFile(location.path, filesystem=location.filesystem) as parquet:
-        columns = _columns(location, parquet.schema_arrow.names, data, key)
+        columns = column_names(str(location), parquet.schema_arrow.names, data, key)
         return parquet.read(columns=columns).select(columns)
 
 
@@ -117,7 +130,7 @@ def _read_arrow(location: Location, data: DataSpec, key: str) -> pa.Table:
     except pa.ArrowInvalid:
         mapped = pa.memory_map(location.path) if location.is_local else mapped
         table = pa.ipc.open_stream(mapped).read_all()
-    return table.select(_columns(location, table.column_names, data, key))
+    return table.select(column_names(str(location), table.column_names, data, key))
 
 
 def _read_csv(location: Location, data: DataSpec, key: str) -> pa.Table:
@@ -125,7 +138,7 @@ def _read_csv(location: Location, data: DataSpec, key: str) -> pa.Table:
     text = location.read().decode("utf-8-sig")
     delimiter = "\t" if location.name.lower().endswith(".tsv") else ","
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = _columns(location, list(rows.fieldnames or []), data, key)
+    columns = column_names(str(location), list(rows.fieldnames or []), data, key)
     cells = [[row[column] or None for column in columns] for row in rows]
     values = [pa.array([row[i] for row in cells], pa.string()) for i in range(2)]
     labels = values[1].to_pylist()
@@ -138,7 +151,7 @@ def _is_plain_integer(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 18 and str(int(text)) == text
 
 
-def _columns(location: Location, names: list[str], data: DataSpec, key: str) -> list[str]:
+def column_names(where: str, names: list[str], data: DataSpec, key: str) -> list[str]:
     """Return the names of the image column and the label column; raise DataError for missing ones."""
     wanted = data.image_column or next((name for name in IMAGE_COLUMNS if name in names), None)
     problems = []
@@ -146,7 +159,7 @@ def _columns(location: Location, names: list[str], data: DataSpec, key: str) -> 
         if column in names:
             continue
         near = difflib.get_close_matches(column or "image", names, n=1)
-        what = f"{location} has no column {column}" if column else f"{location} has no column of images"
+        what = f"{where} has no column {column}" if column else f"{where} has no column of images"
         action = f"Set {setting} to one of: {', '.join(names)}" + (f" ({near[0]}?)" if near else "")
         problems.append(Problem(what, action, key=key))
     if problems:
@@ -155,12 +168,12 @@ def _columns(location: Location, names: list[str], data: DataSpec, key: str) -> 
     return [wanted, data.label_column]
 
 
-def _refuse_nulls(location: Location, table: pa.Table, key: str) -> None:
+def _refuse_nulls(where: str, table: pa.Table, key: str) -> None:
     problems = []
     for name, column in zip(table.column_names, table.columns, strict=True):
         if column.null_count:
             rows = np.flatnonzero(column.is_null().to_numpy())[:_SHOWN]
-            what = f"{location}: {column.null_count} rows have no {name} (counted from 0: {_join(rows)})"
+            what = f"{where}: {column.null_count} rows have no {name} (counted from 0: {_join(rows)})"
             problems.append(Problem(what, "Fill them or leave these rows out", key=key))
     if problems:
         raise DataError(problems)
@@ -170,7 +183,7 @@ def _join(values: Sequence[object] | np.ndarray) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
+def class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     """Return the class names that a schema's metadata holds, or None."""
     metadata: Mapping[bytes, bytes] = schema.metadata or {}
     for name in (b"tltrain.classes", b"classes"):
@@ -180,39 +193,37 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     return features.get(label_column, {}).get("names")
 
 
-def _labels(
-    location: Location, column: pa.ChunkedArray, names: list[str] | None, key: str
-) -> tuple[np.ndarray, list[str]]:
+def _labels(where: str, column: pa.ChunkedArray, names: list[str] | None, key: str) -> tuple[np.ndarray, list[str]]:
     """Return labels, int64 [N], and the names they index."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_integer(column.type) and names is not None:
         numbers = column.to_numpy().astype(np.int64)
         if numbers.min() < 0 or numbers.max() >= len(names):
-            what = f"{location}: labels {numbers.min()} to {numbers.max()} do not fit {len(names)} class names"
+            what = f"{where}: labels {numbers.min()} to {numbers.max()} do not fit {len(names)} class names"
             raise DataError(Problem(what, "Number the classes from 0 or correct the names", key=key))
         return numbers, names
     if not (pa.types.is_integer(column.type) or _is_string(column.type)):
-        what = f"{location}: labels are {column.type}, not strings or integers"
+        what = f"{where}: labels are {column.type}, not strings or integers"
         raise DataError(Problem(what, "Store class names or numbers", key=key))
     found = sorted(column.unique().to_pylist())
     values = found if names is None else names
     number = {value: i for i, value in enumerate(values)}
     if extra := [value for value in found if value not in number]:
-        what = f"{location}: its list of classes does not hold the labels {_join(extra[:_SHOWN])}"
+        what = f"{where}: its list of classes does not hold the labels {_join(extra[:_SHOWN])}"
         raise DataError(Problem(what, "Correct the labels or the list", key=key))
     labels = np.array([number[value] for value in column.to_pylist()], dtype=np.int64)
     return labels, [str(value) for value in values]
 
 
-def _unpack(location: Location, column: pa.ChunkedArray, key: str) -> pa.ChunkedArray:
+def _unpack(where: str, column: pa.ChunkedArray, key: str) -> pa.ChunkedArray:
     """Return the bytes of structs {bytes, path}, or their paths where no bytes are stored."""
     names = [column.type.field(i).name for i in range(column.type.num_fields)]
     parts = dict(zip(names, column.flatten(), strict=True))
     for name in ("bytes", "path"):
         if name in parts and not parts[name].null_count:
             return parts[name]
-    what = f"{location}: image structs need `bytes` or `path` in every row (fields: {_join(names)})"
+    what = f"{where}: image structs need `bytes` or `path` in every row (fields: {_join(names)})"
     raise DataError(Problem(what, "Fill one of the two for all rows", key=key))
 
 

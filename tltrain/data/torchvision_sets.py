@@ -120,12 +120,6 @@ def open_torchvision(name: str, data: DataSpec, split: Literal["train", "val", "
     return TorchvisionSource(name, part, _construct(name, layout, arguments, data, key))
 
 
-def evaluation_split(name: str) -> Literal["train", "val", "test"]:
-    """Return the split that a trained model is evaluated on: test, else val, else the whole set."""
-    splits = _layout(name, "data").splits
-    return "test" if "test" in splits else "val" if "val" in splits else "train"
-
-
 def split_names(name: str) -> list[str]:
     """Return the splits that a data set has, by our names. Raises DataError if it is not known."""
     return list(_layout(name, "data").splits)

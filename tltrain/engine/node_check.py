@@ -18,7 +18,7 @@ import torch.distributed as dist
 from tltrain.data.sources import open_source
 from tltrain.errors import Problem, TltrainError
 from tltrain.models.at_hand import check_weights
-from tltrain.spec.names import TORCHVISION_PREFIX
+from tltrain.spec.names import HUGGINGFACE_PREFIX, TORCHVISION_PREFIX, source_parts
 from tltrain.spec.schema import Spec
 from tltrain.storage import Folder
 from tltrain.train.finish import versions
@@ -54,10 +54,9 @@ def look(spec_text: str, run_uri: str, mark: str, me: str, *, has_weights: bool)
         "test": spec.data.test,
     }
     for key, source in sources.items():
-        is_fetched = isinstance(source, str) and source.startswith(TORCHVISION_PREFIX) and spec.data.download
-        if isinstance(source, str) and not is_fetched:
+        if isinstance(source, str) and not (spec.data.download and _is_fetched(source)):
             with _noted(findings, f"data.{key}"):
-                opened = open_source(source, spec.data, split=key)
+                opened = open_source(source, spec.data, split=key, allow_code=spec.allow_code)
                 findings.data[f"data.{key}"] = opened.fingerprint(), len(opened)
     if not has_weights:
         with _noted(findings, "model.weights"):
@@ -65,6 +64,12 @@ def look(spec_text: str, run_uri: str, mark: str, me: str, *, has_weights: bool)
     with _noted(findings, "storage"):
         _leave_mark(Folder.open(run_uri).child(FOLDER), mark, me, findings)
     return findings
+
+
+def _is_fetched(source: str) -> bool:
+    """Whether a source is a name that each node fetches for itself."""
+    prefix, path, _ = source_parts(source)
+    return prefix == TORCHVISION_PREFIX or (prefix == HUGGINGFACE_PREFIX and not path.startswith("/"))
 
 
 def _leave_mark(folder: Folder, mark: str, me: str, findings: Findings) -> None:

@@ -16,6 +16,7 @@ from tltrain.environment import JOB_VARIABLE, SECRETS_VARIABLE
 from tltrain.errors import Problem, SpecError
 from tltrain.jobs.upload import SPEC_NAME, Entry, Package, new_place, pack, package_entries, user_entries
 from tltrain.spec.load import dump_yaml
+from tltrain.spec.names import TORCHVISION_PREFIX, source_parts
 from tltrain.spec.paths import is_address
 from tltrain.spec.schema import Spec
 
@@ -110,7 +111,11 @@ def relocated(spec: Spec, uploads: Sequence[Path]) -> Spec:
     def moved(value: Any) -> Any:
         if isinstance(value, list):
             return [moved(item) for item in value]
-        return (new_place(value, uploads) or value) if isinstance(value, str) and value.startswith("/") else value
+        if not isinstance(value, str):
+            return value
+        prefix, path, split = source_parts(value)
+        place = new_place(path, uploads) if path.startswith("/") else None
+        return f"{prefix}{place}{split}" if place else value
 
     data = {key: moved(getattr(spec.data, key)) for key in ("train", "val", "test")}
     update: dict[str, Any] = {
@@ -131,8 +136,9 @@ def local_paths(spec: Spec, uploads: Sequence[Path]) -> list[tuple[str, str]]:
     """(key, path) of the paths that the cluster must reach under the same name, for they are not uploaded."""
     moved = relocated(spec, uploads)
     values = {"storage": moved.storage, "model.weights": moved.model.weights}
-    values |= {f"data.{key}": getattr(moved.data, key) for key in ("train", "val", "test")}
-    if any(str(value).startswith("torchvision:") for value in values.values()):
+    sources = {f"data.{key}": getattr(moved.data, key) for key in ("train", "val", "test")}
+    values |= {key: source_parts(source)[1] for key, source in sources.items() if isinstance(source, str)}
+    if any(str(source).startswith(TORCHVISION_PREFIX) for source in sources.values()):
         values["data.root"] = moved.data.root
     return [(key, value) for key, value in values.items() if isinstance(value, str) and value.startswith("/")]
 
@@ -141,9 +147,10 @@ def check_no_secrets(spec: Spec) -> None:
     """Raise SpecError where an address holds a password or a key: specs are kept and shown in plain text."""
     problems = []
     values = {"storage": spec.storage, "model.weights": spec.model.weights}
-    values |= {f"data.{key}": getattr(spec.data, key) for key in ("train", "val", "test")}
+    sources = {f"data.{key}": getattr(spec.data, key) for key in ("train", "val", "test")}
+    values |= {key: source_parts(source)[1] for key, source in sources.items() if isinstance(source, str)}
     for key, value in values.items():
-        if isinstance(value, str) and is_address(value) and _holds_secret(value):
+        if is_address(value) and _holds_secret(value):
             action = "Take it out of the address and name it under `secrets:` of the cluster file"
             problems.append(Problem("the address holds a password or a key", action, key=key))
     if problems:

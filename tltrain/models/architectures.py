@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import re
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torchvision
@@ -21,6 +17,7 @@ from tltrain.errors import DataError, Problem, SpecError
 from tltrain.models import lite
 from tltrain.models.cuts import Leaves
 from tltrain.models.weights import torchvision_preprocessing
+from tltrain.user_code import imported, last_place
 
 Build = Callable[[Mapping[str, Any], bool], nn.Module]
 
@@ -141,13 +138,13 @@ def _factory(factory: str, allow_code: bool) -> Architecture:
     if not allow_code:
         action = "Set allow_code: true in the spec if you trust that code"
         raise _factory_error(f"{factory} is Python code, and this spec allows none", action)
-    function = _imported(factory)
+    function = imported(factory, "model.factory")
 
     def build(arguments: Mapping[str, Any], _: bool) -> nn.Module:
         try:
             module = function(**arguments)
         except Exception as error:  # the user's own code
-            raise _factory_error(f"{factory}({arguments}) failed: {_last_place(error)}") from error
+            raise _factory_error(f"{factory}({arguments}) failed: {last_place(error)}") from error
         if not isinstance(module, nn.Module):
             raise _factory_error(f"{factory} returned a {type(module).__name__}, not a torch.nn.Module")
         if any(is_lazy(parameter) for parameter in module.parameters()):
@@ -156,32 +153,6 @@ def _factory(factory: str, allow_code: bool) -> Architecture:
         return module
 
     return Architecture(build, {}, lambda _: Preprocessing())
-
-
-def _imported(factory: str) -> Callable[..., Any]:
-    module_name, _, function_name = factory.partition(":")
-    if not module_name or not function_name.isidentifier():
-        raise _factory_error(f"{factory!r} is no function", "Write it as package.module:function")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's own code
-        action = "Install it, or start tltrain in the folder where it is"
-        raise _factory_error(f"importing {module_name} failed: {_last_place(error)}", action) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        names = [name for name, value in vars(module).items() if callable(value)]
-        nearest = difflib.get_close_matches(function_name, names, n=1)
-        meant = f"Did you mean {nearest[0]}?" if nearest else ""
-        raise _factory_error(f"{module_name} has no function {function_name!r}", meant)
-    return function
-
-
-def _last_place(error: Exception) -> str:
-    """Return the error and the line of code that it came from."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
 
 
 def _unknown(name: str, names: list[str], others: str) -> SpecError:

@@ -6,11 +6,21 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from tltrain.errors import Problem
-from tltrain.spec.names import TIMM_PREFIX, TORCHVISION_DATA_SETS, TORCHVISION_PREFIX, model_names
+from tltrain.spec.names import (
+    HUGGINGFACE_PREFIX,
+    PYTHON_PREFIX,
+    TIMM_PREFIX,
+    TORCHVISION_DATA_SETS,
+    TORCHVISION_PREFIX,
+    WEBDATASET_PREFIX,
+    model_names,
+    source_parts,
+)
 from tltrain.spec.schema import ElasticWorkers, Spec
 from tltrain.spec.wording import nearest, printable
 from tltrain.spec.yaml_text import parse_scalar
 
+_EXAMPLES = {HUGGINGFACE_PREFIX: "huggingface:ylecun/mnist", WEBDATASET_PREFIX: "webdataset:shards/train-*.tar"}
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _Check = Callable[[Spec], Iterator[Problem]]
 _CHECKS: list[tuple[tuple[str, ...], _Check]] = []
@@ -86,15 +96,29 @@ def _depths_are_no_quoted_numbers(spec: Spec) -> Iterator[Problem]:
         yield from _quoted_number(key, depth, "Give a number of stages, a stage's name or all")
 
 
+@_reads("data.train", "data.val", "data.test", "allow_code")
+def _code_in_sources_is_allowed(spec: Spec) -> Iterator[Problem]:
+    for part in ("train", "val", "test"):
+        source, key = getattr(spec.data, part), f"data.{part}"
+        if not isinstance(source, str) or not source.startswith(PYTHON_PREFIX):
+            continue
+        if not _FACTORY.fullmatch(source.removeprefix(PYTHON_PREFIX)):
+            what = f"{printable(source)} is not python:package.module:function"
+            yield Problem(what, "Write for example python:my_project.images:load", key=key)
+        if not spec.allow_code:
+            action = "If you trust it, write allow_code: true at the top level"
+            yield Problem("the spec names Python code to run", action, key=key)
+
+
 @_reads("data.train", "data.val", "data.test")
 def _sources_are_named(spec: Spec) -> Iterator[Problem]:
     for part in ("train", "val", "test"):
         source, key = getattr(spec.data, part), f"data.{part}"
         yield from _quoted_number(key, source if part != "train" else None, "Give a source, a fraction or null")
-        if not isinstance(source, str) or not source.startswith(TORCHVISION_PREFIX):
-            continue
-        name = source.removeprefix(TORCHVISION_PREFIX)
-        if name not in TORCHVISION_DATA_SETS:
+        prefix, name, _ = source_parts(source) if isinstance(source, str) else ("", "", "")
+        if prefix in (HUGGINGFACE_PREFIX, WEBDATASET_PREFIX) and not name.strip():
+            yield Problem(f"nothing stands behind {prefix}", f"Write for example {_EXAMPLES[prefix]}", key=key)
+        if prefix == TORCHVISION_PREFIX and name not in TORCHVISION_DATA_SETS:
             close = nearest(name, TORCHVISION_DATA_SETS, cutoff=0.5)
             guess = f"Did you mean torchvision:{close[0]}? " if close else ""
             action = f"{guess}Known: {', '.join(TORCHVISION_DATA_SETS)}"

@@ -8,6 +8,11 @@ from functools import cache
 from pathlib import Path
 
 TORCHVISION_PREFIX = "torchvision:"
+HUGGINGFACE_PREFIX = "huggingface:"
+WEBDATASET_PREFIX = "webdataset:"
+PYTHON_PREFIX = "python:"
+_PREFIX = re.compile(f"{TORCHVISION_PREFIX}|{HUGGINGFACE_PREFIX}|{WEBDATASET_PREFIX}|{PYTHON_PREFIX}")
+_SPLIT = re.compile(r":[\w.-]+$")
 
 # The classification sets of torchvision.datasets that can be loaded.
 TORCHVISION_DATA_SETS = (
@@ -38,13 +43,24 @@ TORCHVISION_DATA_SETS = (
     "SUN397",
 )
 
-# Files that are read as tables of images and labels; any other source is a folder or a torchvision set.
+ARCHIVE_SUFFIX = ".tar"
+
+# Files that are read as tables of images and labels; any other source is a folder, an archive or has a prefix.
 TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc", ".csv", ".tsv")
 
 OWN_MODELS = ("efficientnet_lite0",)
 TIMM_PREFIX = "timm/"
 
 _BUILDER = re.compile(r"^@register_model\([^)]*\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+
+
+def source_parts(source: str) -> tuple[str, str, str]:
+    """The prefix of a source, the path or name behind it, and the `:SPLIT` of a Hugging Face data set."""
+    found = _PREFIX.match(source)
+    prefix = found.group() if found else ""
+    name = source[len(prefix) :]
+    split = _SPLIT.search(name) if prefix == HUGGINGFACE_PREFIX else None
+    return (prefix, name[: split.start()], split.group()) if split else (prefix, name, "")
 
 
 @cache

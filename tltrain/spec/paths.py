@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tltrain.spec.keys import SPACE
-from tltrain.spec.names import TORCHVISION_PREFIX
+from tltrain.spec.names import HUGGINGFACE_PREFIX, PYTHON_PREFIX, TORCHVISION_PREFIX, source_parts
 from tltrain.spec.schema import Spec, SweepSpec
 from tltrain.spec.yaml_text import Document
 
@@ -63,7 +63,12 @@ def is_address(text: str) -> bool:
 
 
 def _source(text: str, base: Path) -> str:
-    return text if text.startswith(TORCHVISION_PREFIX) or is_address(text) else _absolute(text, base)
+    prefix, path, split = source_parts(text)
+    if prefix in (TORCHVISION_PREFIX, PYTHON_PREFIX) or is_address(path):
+        return text
+    if prefix == HUGGINGFACE_PREFIX and not path.startswith((".", "/", "~")) and not (base / path).is_dir():
+        return text  # a name on the hub
+    return f"{prefix}{_absolute(path, base)}{split}"
 
 
 def _weights(text: str, base: Path) -> str:

@@ -49,7 +49,8 @@ class DataSpec(Section):
     """Where the images come from and how they are prepared."""
 
     train: str
-    """A folder with one folder per class, `torchvision:NAME`, a Parquet or Arrow file, or a CSV of paths and labels."""
+    """A folder with one folder per class or of Parquet files, a Parquet or Arrow file, a CSV of paths and labels,
+    WebDataset shards (`webdataset:PATTERN`), `torchvision:NAME`, `huggingface:PATH_OR_NAME` or `python:module:name`."""
     val: Fraction | str | None = 0.1
     """A fraction of `train` (stratified, seeded), another source, or null for none."""
     test: Fraction | str | None = None
@@ -57,13 +58,13 @@ class DataSpec(Section):
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Seed of the fractions drawn from `train`; null takes the run's `seed`."""
     root: str = "~/.cache/tltrain/data"
-    """Folder in which torchvision data sets are kept."""
+    """Folder in which data sets of torchvision and Hugging Face are kept, and copies of large Parquet folders."""
     download: bool = True
-    """Whether torchvision data sets may be downloaded into `root`."""
+    """Whether data sets of torchvision and Hugging Face may be downloaded into `root`."""
     image_column: str | None = None
     """Column of a table with image bytes or paths; null takes `image`, `path` or `file_name`."""
     label_column: str = "label"
-    """Column of a table with the class names or numbers."""
+    """Column of a table, or key in a WebDataset sample's JSON, with the class names or numbers."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side of the square images the network sees, in pixels; null takes the weights' own."""
     resize_size: Annotated[int, Field(ge=8, le=8192)] | None = None
@@ -315,7 +316,7 @@ class Spec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the split, the order, the augmentation, the new head and dropout."""
     allow_code: bool = False
-    """Whether the spec may name Python code of yours to run (`model.factory`)."""
+    """Whether the spec may name Python code of yours to run (`model.factory`, `data.train: python:...`)."""
     model: ModelSpec
     """The pretrained network and how much of it stays frozen."""
     data: DataSpec

@@ -9,7 +9,13 @@ from tltrain.errors import Problem
 from tltrain.spec.checks import has_validation
 from tltrain.spec.domains import samples, try_value
 from tltrain.spec.keys import SPACE
-from tltrain.spec.names import TABLE_SUFFIXES, TORCHVISION_PREFIX
+from tltrain.spec.names import (
+    ARCHIVE_SUFFIX,
+    HUGGINGFACE_PREFIX,
+    TABLE_SUFFIXES,
+    TORCHVISION_PREFIX,
+    WEBDATASET_PREFIX,
+)
 from tltrain.spec.schema import Spec
 from tltrain.spec.yaml_text import dotted
 
@@ -29,11 +35,25 @@ def _sources(spec: Spec) -> list[str]:
 
 
 def _no_tables(spec: Spec) -> bool:
-    return not any(text.partition("?")[0].lower().endswith(TABLE_SUFFIXES) for text in _sources(spec))
+    return not any(
+        text.partition("?")[0].lower().endswith(TABLE_SUFFIXES) or text.startswith(HUGGINGFACE_PREFIX)
+        for text in _sources(spec)
+    )
 
 
-def _no_torchvision(spec: Spec) -> bool:
-    return not any(text.startswith(TORCHVISION_PREFIX) for text in _sources(spec))
+def _no_labels(spec: Spec) -> bool:
+    is_archive = (WEBDATASET_PREFIX in text or text.endswith(ARCHIVE_SUFFIX) for text in _sources(spec))
+    return _no_tables(spec) and not any(is_archive)
+
+
+def _root_unused(spec: Spec) -> bool:
+    """Data sets are kept there, and copies of Parquet folders, which may be any folder."""
+    is_file = (text.partition("?")[0].lower().endswith((*TABLE_SUFFIXES, ARCHIVE_SUFFIX)) for text in _sources(spec))
+    return all(is_file)
+
+
+def _nothing_fetched(spec: Spec) -> bool:
+    return not any(text.startswith((TORCHVISION_PREFIX, HUGGINGFACE_PREFIX)) for text in _sources(spec))
 
 
 def _head_only(spec: Spec) -> bool:
@@ -59,9 +79,9 @@ RULES = (
     _Rule("optim.layer_decay", _head_only, "only the head is trained"),
     _Rule("train.best_metric", lambda s: not has_validation(s), "there are no validation images (data.val)"),
     _Rule("data.image_column", _no_tables, "no source is a table"),
-    _Rule("data.label_column", _no_tables, "no source is a table"),
-    _Rule("data.root", _no_torchvision, "no source is torchvision:NAME"),
-    _Rule("data.download", _no_torchvision, "no source is torchvision:NAME"),
+    _Rule("data.label_column", _no_labels, "no source is a table or has labels in JSON"),
+    _Rule("data.root", _root_unused, "no source is kept there"),
+    _Rule("data.download", _nothing_fetched, "no source is torchvision:NAME or huggingface:NAME"),
     _Rule("cache.views", lambda s: s.data.augment == "none", "data.augment is none: an image has one view"),
     _Rule("cache.dir", lambda s: s.cache.budget_gb == 0, "cache.budget_gb is 0"),
     _Rule(

@@ -41,6 +41,8 @@ class Explanation:
     num_test: int
     steps_per_epoch: int
     image_size: int
+    data_fingerprint: str
+    """sha256 over the names, sizes and labels of all images."""
     stages: tuple[StageReport, ...]
     notes: tuple[str, ...]
 
@@ -78,6 +80,7 @@ def explain(spec: Spec) -> Explanation:
         num_test=len(splits.test) if splits.test else 0,
         steps_per_epoch=steps_per_epoch(len(splits.train), spec.train.batch_size),
         image_size=preprocessing.crop_size,
+        data_fingerprint=splits.fingerprint,
         stages=stages,
         notes=(*network.notes, *splits.warnings, *_size_notes(spec, len(splits.train))),
     )
@@ -94,7 +97,7 @@ def check(spec: Spec) -> tuple[Splits, Network]:
     problems: list[TltrainError] = []
     splits, network = None, None
     try:
-        splits = load_splits(spec.data, spec.seed)
+        splits = load_splits(spec.data, spec.seed, allow_code=spec.allow_code)
     except TltrainError as error:
         problems.append(error)
     model = spec.model.model_copy(update={"weights": "random"})
