@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -76,7 +77,10 @@ def predict_to_file(options: Options, out: str, *, force: bool, as_json: bool) -
     began = time.monotonic()
     with _progress(len(images.source)) as report:
         classify = _classifier(place, images, options)
-        outcome = file.write(images, place.card()["classes"], place.digest(), options.batch_size, classify, report)
+        try:
+            outcome = file.write(images, place.card()["classes"], place.digest(), options.batch_size, classify, report)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt("Run the same command again to go on: what is done is kept.") from interrupt
     seconds = time.monotonic() - began
     if as_json:
         bad = [vars(one) for one in outcome.bad]
@@ -129,32 +133,31 @@ def _tell_bad(bad: Sequence[BadImage], count: int, uri: str | None) -> int:
     return DataError.exit_code
 
 
-def _progress(num_images: int) -> Any:
-    from contextlib import contextmanager
-
+@contextlib.contextmanager
+def _progress(num_images: int) -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows how many images are done, and were done before: a bar, or a line now and then."""
+    if is_quiet():
+        yield lambda done, kept: None
+        return
     from tltrain.progress import Bar
     from tltrain.terminal import shown_in_place
 
-    @contextmanager
-    def shown() -> Iterator[Callable[[int, int], None]]:
-        began = told = time.monotonic()
-        with shown_in_place() as show:
+    began = told = time.monotonic()
+    with shown_in_place() as show:
 
-            def report(done: int, kept: int) -> None:
-                nonlocal told
-                now = time.monotonic()
-                speed = (done - kept) / (now - began)
-                left = (num_images - done) / speed if speed else None
-                bar = Bar("Images", done / num_images if num_images else 1.0, speed, left)
-                if show is not None:
-                    show([], bar)
-                elif now - told >= PLAIN_INTERVAL_S and not is_quiet():
-                    told = now
-                    print(bar, file=sys.stderr, flush=True)
+        def report(done: int, kept: int) -> None:
+            nonlocal told
+            now = time.monotonic()
+            speed = (done - kept) / (now - began)
+            left = (num_images - done) / speed if speed else None
+            bar = Bar("Images", done / num_images if num_images else 1.0, speed, left)
+            if show is not None:
+                show([], bar)
+            elif now - told >= PLAIN_INTERVAL_S:
+                told = now
+                print(bar, file=sys.stderr, flush=True)
 
-            yield report
-
-    return shown()
+        yield report
 
 
 def table_lines(table: pa.Table, columns: int) -> list[str]:

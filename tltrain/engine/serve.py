@@ -60,7 +60,7 @@ def serve_model(run: str, options: ServeOptions, tell: Callable[[str], None]) ->
         raise ResourceError("serving needs packages that are not installed", "pip install 'tltrain[serve]'")
     place = find_model(run)
     port = _free_port(options.host, options.port)
-    with _terminated_like_interrupted(), private_cluster():
+    with private_cluster(), _terminated_like_interrupted():  # Ray has a handler of its own
         from ray import serve
 
         _bring_up(serve, place.uri, options, port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from tltrain.data.base import FilesSource, Source
 from tltrain.data.decode import SUFFIXES
-from tltrain.data.folders import list_tree
+from tltrain.data.folders import is_clutter, list_tree
 from tltrain.data.locations import Location
 from tltrain.data.tables import PARQUET_SUFFIXES
 from tltrain.errors import DataError, SpecError
@@ -107,34 +108,30 @@ def _readable(paths: list[str], where: str) -> list[str]:
     images = [path for path in paths if os.path.splitext(path)[1].lower() in SUFFIXES]
     chosen = images or [path for path in paths if path.lower().endswith(PARQUET_SUFFIXES)]
     if chosen and len(chosen) < len(paths):
-        logger.warning("%s: %d files that are not images are left out", where, len(paths) - len(chosen))
+        logger.warning("%s: left out %d that are not images", where, len(paths) - len(chosen))
     return sorted(chosen, key=lambda path: path.split("/"))
 
 
 def _matching(pattern: str) -> _Listing:
     """The files that a pattern matches; `**` stands for any folders."""
-    first = _MAGIC.search(pattern)
+    is_address = "://" in pattern
+    address, _, query = pattern.partition("?") if is_address else (pattern, "", "")
+    first = _MAGIC.search(address)
     assert first is not None
-    above = pattern[: first.start()].rpartition("/")[0]
-    address, _, query = pattern.partition("?") if "://" in pattern else (pattern, "", "")
-    if "://" in pattern:
-        root = Location(f"{above}?{query}" if query else above)
-        full = f"{root.path}/{address[len(above) + 1 :]}"
-    else:
-        root, full = Location("."), os.path.abspath(pattern)
+    above, slash, _ = address[: first.start()].rpartition("/")
+    root = Location((f"{above}?{query}" if query else above) or slash or ".")
+    below = address[len(above + slash) :]
     try:
-        found = ArrowFSWrapper(root.filesystem).glob(full, detail=True)
+        found = ArrowFSWrapper(root.filesystem).glob(os.path.join(glob.escape(root.path), below), detail=True)
     except OSError as error:
         raise DataError(f"cannot list {root}: {error}", "Check the address and your access") from error
-    sizes = {_shown(path, root, pattern): entry["size"] for path, entry in found.items() if entry["type"] == "file"}
-    paths = _readable(list(sizes), pattern.partition("?")[0] if "://" in pattern else pattern)
+    files = {
+        path[len(root.path) :].lstrip("/"): entry["size"] for path, entry in found.items() if entry["type"] == "file"
+    }
+    paths = _readable([path for path in files if not is_clutter(path)], address)
     if not paths:
         raise DataError(f"no images match {address}", "Check the pattern; ** stands for any folders")
-    return root, paths, [sizes[path] for path in paths], []
-
-
-def _shown(path: str, root: Location, pattern: str) -> str:
-    """The path below `root`, or as one would type it here where the pattern was relative."""
-    if not root.is_local or "://" in pattern:
-        return path[len(root.path) :].lstrip("/")
-    return path if os.path.isabs(pattern) else os.path.relpath(path)
+    sizes = [files[path] for path in paths]
+    if is_address:
+        return root, paths, sizes, []
+    return Location("."), [above + slash + path for path in paths], sizes, []

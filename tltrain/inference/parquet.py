@@ -64,8 +64,12 @@ class ParquetSource(Source):
         if self._read_last is None or self._read_last[0] != number:
             file, group = self._groups[number]
             self._read_last = None  # never two row groups in memory
-            with _opened(self._root, self._paths[file]) as parquet:
-                self._read_last = number, parquet.read_row_group(group, columns=[self._column]).column(0)
+            try:
+                with _opened(self._root, self._paths[file]) as parquet:
+                    self._read_last = number, parquet.read_row_group(group, columns=[self._column]).column(0)
+            except pa.ArrowException as error:
+                what = f"its row group {group} cannot be read: {error}"
+                raise DataError(Problem(what, "Write the file again", where=self._paths[file])) from error
         return self._read_last[1]
 
 
