@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tltrain.cli import render
+from tltrain.cli import completion, render
 
 if TYPE_CHECKING:
     from tltrain.spec.load import LoadedSpec
 
-SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
-RunFolderName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")]
+SpecPath = Annotated[
+    str, typer.Argument(metavar="SPEC", help="The spec, a YAML file.", autocompletion=completion.specs)
+]
+RunFolderName = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.", autocompletion=completion.runs)]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, such as optim.learning_rate=1e-3."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tltrain.cli import completion
 from tltrain.cli.arguments import AsJson, Sets, SpecPath, load
 from tltrain.errors import Problem, SpecError
 
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
     from tltrain.jobs.clusters import LoadedCluster
 
 clusters = typer.Typer(name="cluster", help="Start, end and look at clusters.", no_args_is_help=True)
-ClusterName = Annotated[str, typer.Argument(metavar="NAME", help="A file of cluster/ without .yaml, or its path.")]
+ClusterName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A file of cluster/ without .yaml, or its path.",
+        autocompletion=completion.clusters,
+    ),
+]
 
 
 def add_verbs(app: typer.Typer) -> None:
@@ -77,7 +85,15 @@ def status(name: ClusterName, as_json: AsJson = False) -> None:
 
 def manifest(
     spec: SpecPath,
-    cluster: Annotated[str, typer.Option("--cluster", metavar="NAME", help="The cluster to write it for.")],
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster",
+            metavar="NAME",
+            help="The cluster to write it for.",
+            autocompletion=completion.clusters,
+        ),
+    ],
     format: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="rayjob (Kubernetes) or skypilot.")
     ] = "rayjob",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tltrain.cli import completion
 from tltrain.cli.arguments import AsJson
 from tltrain.errors import ResourceError
 
@@ -28,7 +29,13 @@ def doctor(
         str | None, typer.Option("--storage", metavar="STORAGE", help="Where runs are to go; `runs` if left out.")
     ] = None,
     cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="NAME", help="A cluster that is to be reached.")
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="NAME",
+            help="A cluster that is to be reached.",
+            autocompletion=completion.clusters,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tltrain.cli import completion
 from tltrain.cli.arguments import AsJson, Sets, SpecPath, load
 from tltrain.errors import EXIT_INTERRUPTED, SpecError
 
@@ -26,7 +27,15 @@ def add_verbs(app: typer.Typer) -> None:
 
 def submit(
     spec: SpecPath,
-    cluster: Annotated[str, typer.Option("--cluster", metavar="NAME", help="A cluster file's name or path.")],
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster",
+            metavar="NAME",
+            help="A cluster file's name or path.",
+            autocompletion=completion.clusters,
+        ),
+    ],
     sets: Sets = None,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Return at once instead of following.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,

@@ -47,7 +47,6 @@ app = typer.Typer(
     cls=_Group,
     help="Fine-tune pretrained vision models on Ray, from one spec.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain help: it starts faster and pipes cleanly
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

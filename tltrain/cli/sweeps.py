@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tltrain.cli import completion
 from tltrain.cli.arguments import AsJson, AsJsonLines, RunFolderName, Sets, SpecPath, load
 from tltrain.cli.render import is_quiet
 
@@ -22,7 +23,13 @@ def plan(
     spec: SpecPath,
     sets: Sets = None,
     cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="NAME", help="Cluster file whose price gives the cost.")
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="NAME",
+            help="Cluster file whose price gives the cost.",
+            autocompletion=completion.clusters,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
