@@ -176,7 +176,7 @@ def chance_card(compared: Sequence[Compared], differences: Sequence[Difference])
     """Return for pairs of runs whether their accuracies differ by more than chance."""
     if not differences:
         return None
-    heads = ["run", "against", "difference", "95 % interval", "images", "only run right", "only other right", "p"]
+    heads = ["run", "against", "difference", "95 % interval", "images", "right alone", "wrong alone", "p"]
     rows = [_difference_row(one) for one in differences]
     notes = ["In points of accuracy."]
     if any(one.is_paired for one in differences):
@@ -185,7 +185,7 @@ def chance_card(compared: Sequence[Compared], differences: Sequence[Difference])
         notes.append("A dash where they saw different images, so that only their counts can be compared.")
     if len(differences) > 1:
         notes.append(f"p is adjusted for {len(differences)} comparisons (Holm).")
-    notes += ["Larger than chance: p below 0.05. Test images alone are taken as chance, not seeds."]
+    notes += ["Larger than chance: p below 0.05. Chance is which images are tested; another seed moves results too."]
     title = "Is the difference larger than chance?"
     return card(title, table([*heads, "larger than chance"], rows), note=" ".join(notes), id_="chance")
 

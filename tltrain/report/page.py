@@ -97,7 +97,8 @@ def _header(
     shown = str(state.get("state", "not started"))
     model, data = spec.get("model") or {}, spec.get("data") or {}
     num_classes = f"{len(evaluation['per_class']):,} classes" if evaluation else None
-    about = ["sweep" if sweep else "run", model.get("name") or model.get("factory"), data.get("train"), num_classes]
+    source = "/".join(str(data.get("train") or "").rsplit("/", 2)[-2:])  # the whole stands in About
+    about = ["sweep" if sweep else "run", model.get("name") or model.get("factory"), source, num_classes]
     line = " · ".join(shortened(str(part), 80) for part in about if part)
     badge = element("span", shown, class_=f"badge {shown}")
     return element(
@@ -194,7 +195,8 @@ def _errors(state: Mapping[str, Any]) -> Markup | None:
 
 
 def _about(run: RunFolder, state: Mapping[str, Any], spec: Mapping[str, Any], evaluation: Any) -> Markup:
-    data = spec.get("data") or {}
+    data, header = spec.get("data") or {}, _json(run, "header.json") or {}
+    known = {**header, **state}
     entries = {
         "Run folder": str(run.folder),
         "Started": _time(state.get("started_at")),
@@ -205,13 +207,30 @@ def _about(run: RunFolder, state: Mapping[str, Any], spec: Mapping[str, Any], ev
         "Classes": _plain(
             join_words([one["class"][:40] for one in evaluation["per_class"]], 20) if evaluation else None
         ),
-        "Data fingerprint": _plain(state.get("data_fingerprint")),
-        "Devices": _plain(state.get("devices")),
-        "Workers": _plain(state.get("workers")),
+        "Images": _counts(header),
+        "Data fingerprint": _plain(known.get("data_fingerprint")),
+        "Parameters": _parameters(header),
+        "Devices": _plain(known.get("devices")),
+        "Workers": _plain(header.get("workers") or state.get("workers")),
         "Attempts": _plain(state.get("attempts")),
-        "Versions": _plain(state.get("versions")),
+        "Versions": _plain(header.get("versions") or state.get("versions")),
     }
     return card("About", facts(entries), id_="about")
+
+
+def _counts(header: Mapping[str, Any]) -> str | None:
+    if "num_train" not in header:
+        return None
+    counts = ", ".join(f"{header[f'num_{name}']:,} {name}" for name in ("train", "val", "test"))
+    return f"{counts}; {header['image_size']} x {header['image_size']} pixels"
+
+
+def _parameters(header: Mapping[str, Any]) -> str | None:
+    if "parameters" not in header:
+        return None
+    trained, total = header["trained_parameters"], header["parameters"]
+    where = " as the spec stands, before the sweep's values" if header.get("searched") else ""
+    return f"{trained:,} of {total:,} train{where}"
 
 
 def _plain(value: Any) -> str | None:
