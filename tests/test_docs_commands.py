@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,6 +76,12 @@ def write_photos(table: Path, folder: Path, per_class: int) -> None:
             (folder / label / f"{number}.png").write_bytes(row["image"])
 
 
+def put(endpoint: str, path: str, content: bytes) -> None:
+    """Make a bucket, or put an object into one."""
+    url = f"http://{endpoint}/{urllib.parse.quote(path)}"
+    urllib.request.urlopen(urllib.request.Request(url, data=content, method="PUT")).close()
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, fashion_dir: Path, s3_endpoint: str) -> Iterator[Workspace]:
     folder = tmp_path_factory.mktemp("docs")
@@ -83,7 +90,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, fashion_dir: Path, s3_en
     for part, table, per_class in (("train", "train", 20), ("val", "test", 5), ("test", "test", 10)):
         write_photos(fashion_dir / f"{table}.parquet", folder / "photos" / part, per_class)
     shutil.copy(next((folder / "photos" / "test").rglob("*.png")), folder / "photo.png")
-    urllib.request.urlopen(urllib.request.Request(f"http://{s3_endpoint}/bucket", method="PUT")).close()
+    put(s3_endpoint, "bucket", b"")
+    for photo in (folder / "photos").rglob("*.png"):
+        put(s3_endpoint, f"bucket/{photo.relative_to(folder)}", photo.read_bytes())
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "XDG_"))},
         **{f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("STATE", "DATA", "CONFIG", "CACHE")},
