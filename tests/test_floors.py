@@ -90,7 +90,14 @@ def test_training_works_where_ray_is_not_installed() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("validate", "jobs/quickstart.yaml"), ("schema",)], ids=lambda arguments: arguments[0]
+    "arguments",
+    [
+        ("--help",),
+        ("validate", "jobs/quickstart.yaml"),
+        ("schema",),
+        ("data", "check", "jobs/data/fashion-mnist/test.parquet"),
+    ],
+    ids=lambda arguments: arguments[0],
 )
 def test_verb_imports_neither_torch_nor_ray(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PACKAGE_DIR.parent)

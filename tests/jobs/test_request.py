@@ -15,7 +15,7 @@ import pytest
 from tiny import tiny_spec
 
 from tltrain.errors import SpecError
-from tltrain.jobs.request import build_package, build_request, local_paths, new_job_id
+from tltrain.jobs.request import build_package, build_request, local_paths, new_job_id, relocated
 from tltrain.jobs.upload import Entry, Package, pack, package_entries, unpack, user_entries
 from tltrain.spec.load import dump_yaml, load_spec, parse_spec
 from tltrain.spec.schema import Spec
@@ -130,6 +130,20 @@ def test_uploaded_paths_of_the_spec_lead_into_the_upload(tmp_path: Path) -> None
     assert (far.data.train, far.data.test) == ("/job/train.parquet", "/job/test.parquet")
     assert far.storage == spec.storage
     assert dict(local_paths(spec, [digits / "train.parquet"])) == {"storage": spec.storage, "data.test": spec.data.test}
+
+
+def test_paths_behind_a_prefix_lead_into_the_upload_too(tmp_path: Path) -> None:
+    (tmp_path / "sets" / "flowers").mkdir(parents=True)
+    sources = {"train": "huggingface:sets/flowers:train", "val": "webdataset:shards/*.tar", "test": "huggingface:a/b"}
+    text = f"name: x\nmodel: {{name: resnet18}}\ndata: {json.dumps(sources)}\n"
+    spec = parse_spec(text, where="x", base=tmp_path).spec
+
+    moved = relocated(spec, [tmp_path / "sets"]).data
+
+    assert (moved.train, moved.test) == ("huggingface:sets/flowers:train", "huggingface:a/b")
+    assert ("data.val", str(tmp_path / "shards" / "*.tar")) in local_paths(spec, [tmp_path / "sets"])
+    assert "data.train" not in dict(local_paths(spec, [tmp_path / "sets"]))
+    assert "data.train" in dict(local_paths(spec, []))
 
 
 @pytest.mark.parametrize(

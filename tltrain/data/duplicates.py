@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-MIN_CORRELATION = 0.99
+MIN_CORRELATION = 0.993
 """Least correlation of two near duplicates' thumbnails."""
 MAX_IMAGES = 200_000
 """Most images among which near duplicates are looked for: the time grows with the square of their number."""
