@@ -23,6 +23,9 @@ quickstart: $(INSTALLED) ## install, then run the sweep in jobs/quickstart.yaml
 test: $(INSTALLED_DEV) ## install the tools for development, then run all tests but the slow ones in two processes
 	$(BIN)/pytest -m 'not slow' -n 2 --dist worksteal
 
+faults: $(INSTALLED_DEV) ## kill training at 200 random places and compare with runs that were left alone
+	$(BIN)/python tests/faults/campaign.py --faults 200 --table docs/faults.md
+
 check: $(INSTALLED_DEV) ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ import torch.distributed as dist
 from tltrain.train.distributed import Group
 
 LIMIT_S = 120
+MARKER = "TLTRAIN_TEST_RANKS"
 
 
 @functools.cache
 def _context() -> multiprocessing.context.ForkServerContext:
     """A server that has imported torch and the training floor once, and forks clean processes from there."""
+    os.environ[MARKER] = str(os.getpid())  # the server hands it on
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tltrain.train.session", "ranks"])
     return context
@@ -91,3 +94,19 @@ def stop(processes: list[Any]) -> None:
         if process.is_alive():
             process.kill()
             process.join()
+
+
+def alive() -> list[int]:
+    """The processes that were started here and theirs, such as a loader's, but for the server that forks them."""
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _is_ours(entry)]
+
+
+def _is_ours(process: Path) -> bool:
+    marker = f"{MARKER}={os.getpid()}".encode()
+    try:
+        is_marked = marker in (process / "environ").read_bytes().split(b"\0")
+        is_forked = b"multiprocessing.forkserver" in (process / "cmdline").read_bytes()
+        state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:  # it has ended meanwhile, or belongs to somebody else
+        return False
+    return is_marked and is_forked and state != "Z" and int(parent) != os.getpid()

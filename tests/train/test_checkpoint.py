@@ -356,6 +356,21 @@ def test_only_remains_count_as_no_checkpoint(folder: Folder) -> None:
     assert folder.names() == []
 
 
+def test_remains_below_a_good_one_go_when_it_is_taken(folder: Folder) -> None:
+    save(Checkpoints(folder, keep=1), 4)
+    folder.child("2").write_bytes("lane.json", b"{}")
+    assert_whole(Checkpoints(folder, keep=1).newest(), 4)
+    assert folder.names() == ["4"]
+
+
+def test_what_a_kill_kept_from_being_deleted_is_deleted_later(folder: Folder) -> None:
+    save(Checkpoints(folder, keep=3), 1, 2, 3)
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.protect(1)
+    checkpoints.prune()
+    assert checkpoints.steps() == [1, 3]
+
+
 def test_other_files_are_left_alone(local: Folder) -> None:
     for name in ("notes.txt", "-1", "1e3", "٣"):
         local.write_bytes(name, b"")

@@ -102,16 +102,24 @@ class Checkpoints:
         that were cut short are deleted. Raises CheckpointError where all are damaged.
         """
         self.wait()
+        self._delete_remains()
         for step in reversed(self._all_steps()):
-            if not self._at(step).exists(COMMIT):
-                _log.warning("%s was never completed; deleted its remains", self._at(step))
-                self._folder.delete(str(step))
-                continue
             try:
                 return _read(self._at(step), step)
             except _DamagedError as error:
                 self._set_aside(step, error)
         return self._none_good()
+
+    def prune(self) -> None:
+        """Delete what the next save would delete: all but the newest and the protected."""
+        self.wait()
+        self._prune({self._protected})
+
+    def _delete_remains(self) -> None:
+        for step in self._all_steps():
+            if not self._at(step).exists(COMMIT):
+                _log.warning("%s was never completed; deleted its remains", self._at(step))
+                self._folder.delete(str(step))
 
     def _none_good(self) -> None:
         damaged = [name for name in self._folder.names() if _SET_ASIDE.fullmatch(name)]

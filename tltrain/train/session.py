@@ -101,6 +101,7 @@ class Session:
         self._drop_rows_after(checkpoint.step)
         if self.group.is_first:
             self.checkpoints.protect(checkpoint.info["best_step"])
+            self.checkpoints.prune()
             if self.run.folder.exists(TIMINGS_FILE):
                 self._earlier_s = self.run.read_json(TIMINGS_FILE).get("seconds", {})
             logger.info("resuming from step %d of %d", checkpoint.step, self.clock.total_steps)

@@ -1,0 +1,216 @@
+"""Runs that are broken at random places and started again, and what has to be true of them afterwards.
+
+    python tests/faults/campaign.py --faults 200 --table docs/reliability-campaign.md
+
+Every fault is drawn from a seed, so that a run of this program can be repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ranks
+from injector import ACTIONS, AFTER, BEFORE, KILL, Fault, arm, count_calls
+from tiny import tiny_spec
+
+from tltrain.run_folder import RunFolder
+from tltrain.spec.schema import Spec
+from tltrain.train.distributed import Group
+from tltrain.train.session import fine_tune
+
+VALUES_WITH_TIMES = ("train_images_per_s", "epoch_s")
+FILES_WITH_TIMES = ("metrics.jsonl", "timings.json", "0.json")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A kind of training that is broken."""
+
+    name: str
+    changes: Mapping[str, Any]
+    world_size: int = 1
+
+
+SETTINGS = (
+    Setting("head", {"model.freeze_depth": "all"}),
+    Setting("upper stages, loader processes", {"model.freeze_depth": 2, "data.num_loader_workers": 1}),
+    Setting(
+        "all stages, averaged weights, accumulation",
+        {"model.freeze_depth": 0, "train.ema_decay": 0.9, "train.accumulation_steps": 2, "optim.name": "adamw"},
+    ),
+    Setting("augmented, bf16", {"data.augment": "randaugment", "data.mixup": 0.3, "train.precision": "bf16"}),
+    Setting(
+        "unfreezing, two ranks",
+        {"train.unfreeze": {"at_epoch": 1, "freeze_depth": 1, "learning_rate_factor": 0.5}},
+        world_size=2,
+    ),
+    Setting("augmented, all stages, four ranks", {"model.freeze_depth": 0, "data.augment": "flip"}, world_size=4),
+)
+
+
+@dataclass
+class Clean:
+    """An uninterrupted run: what it left, and how often every place was reached, by rank."""
+
+    files: dict[str, str]
+    rows: list[dict[str, Any]]
+    calls: list[Counter[str]]
+
+
+@dataclass
+class Outcome:
+    """What came of one fault."""
+
+    setting: str
+    fault: Fault
+    problems: list[str] = field(default_factory=list)
+    recovery_s: float = 0.0
+    """Seconds from the new start to the end of the run."""
+
+
+def clean_run(setting: Setting, folder: Path) -> Clean:
+    """Train without a fault."""
+    spec = _spec(setting, folder, "clean")
+    calls = ranks.run(setting.world_size, _train_counting, spec)
+    return Clean(_files(spec), _rows(spec), calls)
+
+
+def draw(chance: random.Random, clean: Clean) -> Fault:
+    """Return a fault at a place that the clean run came to; every place is as likely as the others."""
+    rank = chance.randrange(len(clean.calls))
+    place = chance.choice(sorted(clean.calls[rank]))
+    call = chance.randint(1, clean.calls[rank][place])
+    return Fault(place, call, chance.choice((BEFORE, AFTER)), rank, chance.choices(ACTIONS, weights=(3, 1))[0])
+
+
+def broken_run(
+    setting: Setting, folder: Path, clean: Clean, fault: Fault, resume: Callable[[Group, Spec], None] | None = None
+) -> Outcome:
+    """Train until `fault` happens, start again (by `resume`), and compare what is left with the clean run."""
+    spec, outcome = _spec(setting, folder, f"broken-{time.monotonic_ns()}"), Outcome(setting.name, fault)
+    codes = ranks.run_until_death(setting.world_size, _train_and_break, spec, fault)
+    expected = -signal.SIGKILL if fault.action == KILL else 1
+    if codes[fault.rank] != expected:
+        outcome.problems.append(f"the fault did not happen: rank {fault.rank} ended with {codes[fault.rank]}")
+    began = time.monotonic()
+    ranks.run(setting.world_size, resume or train, spec)
+    outcome.recovery_s = time.monotonic() - began
+    outcome.problems += [*_differences(clean, spec), *_processes_left()]
+    return outcome
+
+
+def _spec(setting: Setting, folder: Path, name: str) -> Spec:
+    changes = {"checkpoint.every_steps": 2, "train.epochs": 2, "storage": str(folder / name), **setting.changes}
+    return tiny_spec(folder, changes, name="run")
+
+
+def train(group: Group, spec: Spec) -> None:
+    fine_tune(spec, RunFolder.at(spec.storage, spec.name), group)
+
+
+def _train_counting(group: Group, spec: Spec) -> Counter[str]:
+    counts = count_calls()
+    train(group, spec)
+    return counts
+
+
+def _train_and_break(group: Group, spec: Spec, fault: Fault) -> None:
+    if group.rank == fault.rank:
+        arm(fault)
+    train(group, spec)
+
+
+def _files(spec: Spec) -> dict[str, str]:
+    """Return path -> sha256 of all that a run left, but for files with times in them."""
+    root = Path(spec.storage) / spec.name
+    paths = (path for path in sorted(root.rglob("*")) if path.is_file())
+    return {str(path.relative_to(root)): _digest(path) for path in paths}
+
+
+def _digest(path: Path) -> str:
+    return "" if path.name in FILES_WITH_TIMES else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _rows(spec: Spec) -> list[dict[str, Any]]:
+    lines = (Path(spec.storage) / spec.name / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{key: value for key, value in row.items() if key not in VALUES_WITH_TIMES} for row in rows]
+
+
+def _differences(clean: Clean, spec: Spec) -> Iterator[str]:
+    files = _files(spec)
+    yield from (f"{name} is missing" for name in clean.files.keys() - files.keys())
+    yield from (f"{name} was left behind" for name in files.keys() - clean.files.keys())
+    yield from (f"{name} differs" for name in clean.files.keys() & files.keys() if clean.files[name] != files[name])
+    if _rows(spec) != clean.rows:
+        yield "metrics.jsonl has other rows"
+
+
+def _processes_left(within_s: float = 10.0) -> list[str]:
+    """Name the training and loader processes that are still there after `within_s` seconds."""
+    deadline = time.monotonic() + within_s
+    while (left := ranks.alive()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return [f"process {pid} is still there" for pid in left]
+
+
+def run_campaign(num_faults: int, seed: int) -> list[Outcome]:
+    """Break every setting in turn until `num_faults` faults have happened."""
+    chance = random.Random(seed)
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="tltrain-faults-") as folder:
+        cleans = {setting: clean_run(setting, Path(folder) / str(i)) for i, setting in enumerate(SETTINGS)}
+        for number in range(num_faults):
+            index = number % len(SETTINGS)
+            setting = SETTINGS[index]
+            fault = draw(chance, cleans[setting])
+            outcomes.append(broken_run(setting, Path(folder) / str(index), cleans[setting], fault))
+            verdict = "; ".join(outcomes[-1].problems) or f"equal, {outcomes[-1].recovery_s:.1f} s"
+            print(f"{number + 1:>4}  {setting.name}: {fault}: {verdict}", flush=True)
+    return outcomes
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Return the outcomes by place as a Markdown table."""
+    lines = ["| place | faults | ended equal | median time to the end, s | longest, s |", "|---|---|---|---|---|"]
+    for place in sorted({outcome.fault.place for outcome in outcomes}):
+        here = [outcome for outcome in outcomes if outcome.fault.place == place]
+        times = [outcome.recovery_s for outcome in here]
+        good = sum(not outcome.problems for outcome in here)
+        lines.append(f"| {place} | {len(here)} | {good} | {statistics.median(times):.1f} | {max(times):.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run the campaign and write its table; 1 where a run did not end as the clean one did."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", type=Path, help="Markdown file to write")
+    arguments = parser.parse_args()
+    outcomes = run_campaign(arguments.faults, arguments.seed)
+    result = table(outcomes)
+    print(result)
+    if arguments.table:
+        command = f"python tests/faults/campaign.py --faults {arguments.faults} --seed {arguments.seed}"
+        arguments.table.write_text(f"<!-- made by `{command}` -->\n\n{result}")
+    return int(any(outcome.problems for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

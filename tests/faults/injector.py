@@ -1,0 +1,99 @@
+"""Breaks a training process at a named place: at the n-th call of a function, before it or after it."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+PLACES = {
+    "decode": "tltrain.data.loader:_Reader._image",
+    "prefix pass": "tltrain.train.taps:Taps.__call__",
+    "lane step": "tltrain.train.lane:Lane.accumulate",
+    "optimiser step": "tltrain.train.lane:Lane.update",
+    "validation": "tltrain.train.cohort:Validation.run",
+    "collective": "tltrain.train.distributed:Group.sum",
+    "checkpoint": "tltrain.train.checkpoint:Checkpoints.save",
+    "file write": "tltrain.storage:Folder.write_bytes",
+    "file delete": "tltrain.storage:Folder.delete",
+    "report": "tltrain.run_folder:RunFolder.record_metrics",
+    "evaluation": "tltrain.train.finish:evaluate_split",
+    "model save": "tltrain.train.finish:save_model",
+}
+"""Place -> `module:function` as it is looked up when it is called."""
+
+BEFORE, AFTER = "before", "after"
+KILL, FULL = "kill", "disk full"
+ACTIONS = (KILL, FULL)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong, where and when. The rank is that of the process it happens in."""
+
+    place: str
+    call: int
+    """Counted from 1."""
+    moment: str
+    rank: int
+    action: str
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.moment} {self.place} no. {self.call} of rank {self.rank}"
+
+
+def count_calls() -> Counter[str]:
+    """Return a counter of the calls of every place in this process from now on."""
+    counts: Counter[str] = Counter()
+    for place in PLACES:
+        _intercept(place, lambda call, place=place: _counted(counts, place, call))
+    return counts
+
+
+def arm(fault: Fault) -> None:
+    """Make `fault` happen in this process."""
+    calls = 0
+
+    def breaking(call: Callable[[], Any]) -> Any:
+        nonlocal calls
+        calls += 1
+        is_due = calls == fault.call
+        if is_due and fault.moment == BEFORE:
+            _act(fault)
+        result = call()
+        if is_due and fault.moment == AFTER:
+            _act(fault)
+        return result
+
+    _intercept(fault.place, breaking)
+
+
+def _counted(counts: Counter[str], place: str, call: Callable[[], Any]) -> Any:
+    counts[place] += 1
+    return call()
+
+
+def _act(fault: Fault) -> None:
+    if fault.action == KILL:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _intercept(place: str, around: Callable[[Callable[[], Any]], Any]) -> None:
+    """Let `around` decide on every call of the function at `place`; it is given the call to make."""
+    module, _, path = PLACES[place].partition(":")
+    *owners, name = path.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def intercepted(*args: Any, **options: Any) -> Any:
+        return around(lambda: original(*args, **options))
+
+    setattr(owner, name, intercepted)

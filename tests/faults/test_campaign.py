@@ -1,0 +1,47 @@
+"""A run that is broken anywhere and started again ends as one that was not, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from campaign import SETTINGS, Setting, broken_run, clean_run, draw, train
+from injector import BEFORE, KILL, Fault
+
+from tltrain.spec.schema import Spec
+from tltrain.train import optim
+from tltrain.train.distributed import Group
+
+SHORT = SETTINGS[:5]
+FAULTS_OF_EACH = 4
+
+
+@pytest.mark.parametrize("setting", SHORT, ids=lambda setting: setting.name)
+def test_broken_at_random_places_a_run_ends_as_the_clean_one(tmp_path: Path, setting: Setting) -> None:
+    clean = clean_run(setting, tmp_path)
+    chance = random.Random(SETTINGS.index(setting))
+    faults = [draw(chance, clean) for _ in range(FAULTS_OF_EACH)]
+    outcomes = [broken_run(setting, tmp_path, clean, fault) for fault in faults]
+    assert {str(outcome.fault): outcome.problems for outcome in outcomes if outcome.problems} == {}
+
+
+def test_a_fault_that_does_not_happen_is_noticed(tmp_path: Path) -> None:
+    clean = clean_run(SETTINGS[0], tmp_path)
+    never = Fault("optimiser step", 10_000, BEFORE, 0, KILL)
+    (problem,) = broken_run(SETTINGS[0], tmp_path, clean, never).problems
+    assert "did not happen" in problem
+
+
+def test_a_part_of_the_state_left_out_is_noticed(tmp_path: Path) -> None:
+    setting = SETTINGS[0]
+    clean = clean_run(setting, tmp_path)
+    fault = Fault("optimiser step", 4, BEFORE, 0, KILL)
+    problems = broken_run(setting, tmp_path, clean, fault, resume=train_without_optimizer).problems
+    assert "model/model.safetensors differs" in problems
+
+
+def train_without_optimizer(group: Group, spec: Spec) -> None:
+    """Resume with one item of state left out."""
+    optim.load_state_by_name = lambda optimizer, state: None
+    train(group, spec)
