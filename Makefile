@@ -9,7 +9,7 @@ INSTALLED = $(VENV)/.installed
 INSTALLED_DEV = $(VENV)/.installed-dev
 INSTALLED_DOCS = $(VENV)/.installed-docs
 
-.PHONY: help install quickstart test check docs bench clean
+.PHONY: help install quickstart test faults check docs bench clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r target text; do \
