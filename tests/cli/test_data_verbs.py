@@ -39,7 +39,7 @@ def test_check_prints_what_there_is(
     out, err = capsys.readouterr()
     assert err == ""
     assert "all 2            6" in out
-    assert "20..22.5..25 x 20 pixels" in out
+    assert "width    20 to 25 pixels, median 22.5\n  height   20 pixels\n" in out
     assert max(map(len, out.splitlines())) <= 80
 
 

@@ -43,8 +43,7 @@ def _class_table(splits: Mapping[str, Any], classes: Sequence[str], columns: int
 def _split_lines(name: str, found: Mapping[str, Any], columns: int) -> list[str]:
     facts = [("formats", _counts(found["formats"])), ("modes", _counts(found["modes"]))]
     if found["width"]:
-        size = " x ".join(f"{_spread(found[side])}" for side in ("width", "height"))
-        facts = [("size", f"{size} pixels (smallest, median, largest)"), *facts]
+        facts = [*((side, _spread(found[side])) for side in ("width", "height")), *facts]
         facts += [(key, ", ".join(f"{value:.4f}" for value in found[key])) for key in ("mean", "std")]
     lines = [name, *(f"  {key:<8} {value}" for key, value in facts if value)]
     bad = found["bad"]
@@ -59,8 +58,8 @@ def _split_lines(name: str, found: Mapping[str, Any], columns: int) -> list[str]
 
 def _spread(values: Mapping[str, float]) -> str:
     if values["min"] == values["max"]:
-        return f"{values['min']}"
-    return f"{values['min']}..{values['median']:g}..{values['max']}"
+        return f"{values['min']} pixels"
+    return f"{values['min']} to {values['max']} pixels, median {values['median']:g}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

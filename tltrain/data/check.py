@@ -162,8 +162,7 @@ def _of_duplicates(duplicates: Findings) -> list[str]:
             for name, count in found["within"].items()
         ]
         if found["conflicts"]:
-            groups = "1 group" if found["conflicts"] == 1 else f"{found['conflicts']} groups"
-            warnings.append(f"{groups} of images that are {how} with more than one label.")
+            warnings.append(f"Images that are {how} have different labels: {_groups(found['conflicts'])}.")
     return warnings
 
 
@@ -208,6 +207,10 @@ def _suffix(identity: str) -> str:
 
 def _images(count: int) -> str:
     return f"{count:,} image" + ("" if count == 1 else "s")
+
+
+def _groups(count: int) -> str:
+    return f"{count:,} group" + ("" if count == 1 else "s")
 
 
 def _are(count: int) -> str:
