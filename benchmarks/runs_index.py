@@ -4,7 +4,8 @@
 
 Each look is a process of its own, as a user starts it, with its lines written to a file; the start of Python counts.
 The runs are made in a temporary folder, and so is the index. Besides run.json each has a spec, a metrics file and a
-checkpoint's files, which a look must not go through. Prints one JSON object; the times are medians of several looks.
+checkpoint's files, which a look must not go through. Prints one JSON object: seconds that passed, and seconds of CPU
+time, which say more where other programs run beside it; both are medians of several looks.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 OTHER_FILES = (
     "spec.yaml",
@@ -56,14 +60,32 @@ def write_state(folder: Path, number: int) -> None:
     (folder / "run.json").write_text(json.dumps(state, indent=2))
 
 
-def look(storage: Path, cache: Path, *arguments: str) -> float:
-    """Run `tltrain runs` and return how many seconds it took."""
+class Cost(NamedTuple):
+    """What a look took, in seconds."""
+
+    passed: float
+    cpu: float
+
+
+def look(storage: Path, cache: Path, *arguments: str) -> Cost:
+    """Run `tltrain runs` and return what it took."""
     command = [sys.executable, "-m", "tltrain", "runs", str(storage), *arguments]
     environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
     with (cache / "lines.txt").open("w") as lines:
-        began = time.perf_counter()
+        began, before = time.perf_counter(), cpu_s()
         subprocess.run(command, env=environment, stdout=lines, check=True)
-        return time.perf_counter() - began
+        return Cost(time.perf_counter() - began, cpu_s() - before)
+
+
+def cpu_s() -> float:
+    """CPU time of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def median(costs: Sequence[Cost]) -> Cost:
+    """The median of each."""
+    return Cost(*(statistics.median(values) for values in zip(*costs, strict=True)))
 
 
 def main() -> None:
@@ -78,17 +100,18 @@ def main() -> None:
         cache.mkdir()
         make_runs(storage, options.runs)
         time.sleep(3)  # what was written just now would be read again
-        first_s = look(storage, cache)
-        later_s = statistics.median(look(storage, cache) for _ in range(options.repeats))
-        json_s = statistics.median(look(storage, cache, "--json") for _ in range(options.repeats))
+        first = look(storage, cache)
+        later = median([look(storage, cache) for _ in range(options.repeats)])
+        as_json = median([look(storage, cache, "--json") for _ in range(options.repeats)])
         for number in range(min(options.changed, options.runs)):
             write_state(storage / f"run-{number:05d}", number + 1)
-        changed_s = look(storage, cache)
-        rebuild_s = look(storage, cache, "--rebuild")
+        changed = look(storage, cache)
+        rebuild = look(storage, cache, "--rebuild")
         listed = len((cache / "lines.txt").read_text().splitlines()) - 1
     assert listed == options.runs, listed
-    times = {"first": first_s, "later": later_s, "json": json_s, "some_changed": changed_s, "rebuild": rebuild_s}
-    print(json.dumps({"runs": options.runs, "seconds": {name: round(value, 3) for name, value in times.items()}}))
+    costs = {"first": first, "later": later, "json": as_json, "some_changed": changed, "rebuild": rebuild}
+    shown = {kind: {name: round(getattr(cost, kind), 3) for name, cost in costs.items()} for kind in Cost._fields}
+    print(json.dumps({"runs": options.runs, "seconds": shown}))
 
 
 if __name__ == "__main__":

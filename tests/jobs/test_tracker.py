@@ -72,6 +72,15 @@ CASES: dict[str, tuple[Attempt, Seen, dict[str, Any] | None, State, Cause | None
         *(replace(SENT, silent_since=NOW - LOST_AFTER_S), Seen(silence="no"), {}, State.FAILED, Cause.CLUSTER_LOST),
     ),
     "local head has ended": (SENT, Seen(silence="no", is_gone=True), {}, State.FAILED, Cause.CLUSTER_LOST),
+    "local head has ended, and the run saw it as a lost node": (
+        *(SENT, Seen(silence="no", is_gone=True), own("failed", cause="node lost"), State.FAILED, Cause.CLUSTER_LOST),
+    ),
+    "lost a node, on a cluster that answers": (
+        *(SENT, seen("FAILED", exit_code=1), own("failed", cause="node lost"), State.FAILED, Cause.NODE_LOST),
+    ),
+    "failed by itself before the cluster was lost": (
+        *(SENT, Seen(silence="no", is_gone=True), own("failed", cause="user code"), State.FAILED, Cause.USER),
+    ),
     "silent, but the run's heart beats": (
         *(replace(SENT, silent_since=NOW - 100), Seen(silence="no"), own("running", heartbeat_at=NOW - 5)),
         *(State.RUNNING, None),

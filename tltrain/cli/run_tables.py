@@ -27,21 +27,21 @@ def run_lines(runs: Sequence[Run], columns: int) -> list[str]:
     name_width = min(
         max(len("name"), *(len(run.name) for run in runs)), max(NARROWEST_NAME, columns - len(heading) - 2)
     )
-    now = time.time()
+    year = time.localtime().tm_year
     lines = [f"{'name':<{name_width}}  {heading}"]
     for run in runs:
-        cells = (run.kind, run.state, _started(run.started_at, now), duration(run.duration_s))
+        cells = (run.kind, run.state, _started(run.started_at, year), duration(run.duration_s))
         shares = percent(run.val_top1), percent(run.test_accuracy)
         lines.append(f"{shortened(run.name, name_width):<{name_width}}  {fixed.format(*cells, *shares)}".rstrip())
     return lines
 
 
-def _started(started_at: float | None, now: float) -> str:
-    """Month, day and time of this year's; the date of older ones."""
+def _started(started_at: float | None, year: int) -> str:
+    """Month, day and time of one in `year`; the date of the others."""
     if started_at is None:
         return "-"
     then = time.localtime(started_at)
-    return time.strftime("%m-%d %H:%M" if then.tm_year == time.localtime(now).tm_year else "%Y-%m-%d", then)
+    return time.strftime("%m-%d %H:%M" if then.tm_year == year else "%Y-%m-%d", then)
 
 
 def duration(seconds: float | None) -> str:
@@ -67,6 +67,11 @@ def shortened(text: str, length: int) -> str:
         return text
     tail = (length - 1) // 2
     return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def cut(text: str, length: int) -> str:
+    """The beginning of a text, in at most `length` columns."""
+    return text if len(text) <= length else f"{text[: length - 1].rstrip()}…"
 
 
 def comparison_lines(comparison: Comparison, columns: int) -> list[str]:

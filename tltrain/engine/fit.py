@@ -49,7 +49,7 @@ def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, An
                 summary = _attempt(spec, run, request, poll)
                 run.folder.delete(RAY_FOLDER)
                 return summary
-            except TrainingFailedError as error:
+            except GROUP_FAILURES as error:  # Ray's own errors as well: its controller is lost with its node
                 retry_or_raise(error, failures, spec.resources.max_failures)
                 failures += 1
 

@@ -43,14 +43,15 @@ class Seen:
 def judge(attempt: Attempt, seen: Seen, run: Mapping[str, Any] | None, now: float) -> Verdict:
     """Say where an attempt is. `run` is its run.json, None where that cannot be read from here.
 
-    The run folder is the truth for what this attempt wrote into it; then the cluster decides, then the ledger.
+    The run folder is the truth for what this attempt wrote into it; then the cluster decides, then the ledger. But to a
+    run whose cluster dies it looks as if a node were lost: where that is all it wrote, a silent cluster decides.
     """
     own = run if run and run.get("job") == attempt.submission_id else {}
     if own.get("state") == "finished":
         return Verdict(State.SUCCEEDED)
     if attempt.waits or _is_final(attempt):
         return attempt.verdict
-    if own.get("state") == "failed":
+    if own.get("state") == "failed" and not (seen.silence and own.get("cause") == Cause.NODE_LOST.value):
         return Verdict(State.FAILED, _first(own.get("error")), _cause(own.get("cause")))
     if seen.silence:
         return _judge_silence(attempt, seen, own, now)
