@@ -123,4 +123,4 @@ def test_many_images_are_not_shown_in_a_table(
 def test_a_table_fits_the_terminal() -> None:
     columns: dict[str, Any] = {"id": ["folder/" * 20 + "x.png"], "prediction": ["a class" * 10], "probability": [1.0]}
 
-    assert max(map(len, table_lines(pa.table(columns), 80))) == 80
+    assert 70 < max(map(len, table_lines(pa.table(columns), 80))) <= 80

@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 from trained import train_tiny
 
-from tltrain.engine.serve import ServeOptions, serve_model
+from tltrain.engine.serve import serve_model
 from tltrain.errors import ResourceError
+from tltrain.inference.requests import ServeOptions
 
 BOUNDARY = "x-boundary"
 
@@ -95,7 +96,10 @@ def test_a_server_answers_and_leaves_nothing_behind(tmp_path: Path, end: signal.
         assert ask(f"{url}/predict", b"")[0] == 400
         assert ask(f"{url}/nothing")[0] == 404
     finally:
-        os.killpg(server.pid, end)  # as a terminal does it: the whole group
+        if end == signal.SIGINT:
+            os.killpg(server.pid, end)  # as a terminal does it: the whole group
+        else:
+            server.terminate()
         _, errors = server.communicate(timeout=60)
     assert (server.returncode, errors) == (0, "")
     deadline = time.monotonic() + 20

@@ -67,8 +67,8 @@ def serve(
     ] = 50.0,
 ) -> None:
     """Answer POST /predict with the classes of the image, over HTTP."""
-    from tltrain.engine.serve import ServeOptions, serve_model
-    from tltrain.inference.requests import Limits
+    from tltrain.engine.serve import serve_model
+    from tltrain.inference.requests import Limits, ServeOptions
 
     limits = Limits(max_bytes=round(max_upload_mb * 1e6), max_pixels=round(max_megapixels * 1e6))
     options = ServeOptions(host, port, replicas, max_batch_size, max_wait_ms / 1000, limits)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,12 +35,11 @@ def classify_on_ray(
 
     Raises ResourceError where the cluster is too small, an error of this package that a task has raised, or LostError.
     """
-    if not _is_verbose():
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it notes on stderr how actors would restart
+    is_private = "RAY_ADDRESS" not in os.environ
     with connected():
         workers, gpus = _choose_workers(workers)
         _set_up_ray_data()
-        decoder = _Decoder(Reader(source, Preprocessing.from_dict(place.card()["preprocessing"])))
+        decoder: Any = _Decoder(Reader(source, Preprocessing.from_dict(place.card()["preprocessing"])))
         images = ray.data.from_arrow([pa.table({"position": positions}) for positions in requests])
         if gpus:
             images = images.map_batches(decoder, batch_size=None, batch_format="numpy", num_cpus=1)
@@ -51,12 +51,19 @@ def classify_on_ray(
             num_cpus=0 if gpus else 1,
             num_gpus=gpus,
             compute=ray.data.ActorPoolStrategy(size=workers),
+            # With restarts, Ray notes on stderr what actors would then lack; a private cluster has but one node anyway.
+            ray_remote_args_fn=_without_restarts if is_private else None,
         )
         try:
-            for batch in ranked.iter_batches(batch_size=None, batch_format="numpy"):
+            batches: Iterator[Any] = iter(ranked.iter_batches(batch_size=None, batch_format="numpy"))
+            for batch in batches:
                 yield _classified(batch)
         except RayError as error:
             raise _translated(error) from error
+
+
+def _without_restarts() -> dict[str, Any]:
+    return {"max_restarts": 0, "max_task_retries": 0}
 
 
 def _choose_workers(wanted: int | None) -> tuple[int, int]:
@@ -71,17 +78,13 @@ def _choose_workers(wanted: int | None) -> tuple[int, int]:
     return workers, 1 if gpus else 0
 
 
-def _is_verbose() -> bool:
-    return logging.getLogger("tltrain").isEnabledFor(logging.DEBUG)
-
-
 def _set_up_ray_data() -> None:
     """Keep the order of images, so that few parts are open at a time, and let nothing of Ray's own be printed."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    if not _is_verbose():
+    if not logging.getLogger("tltrain").isEnabledFor(logging.DEBUG):
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

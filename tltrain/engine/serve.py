@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import importlib.util
 import ipaddress
@@ -11,43 +9,20 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from tltrain.data.transforms import evaluation_transform
 from tltrain.engine.cluster import live_nodes, private_cluster
 from tltrain.errors import ResourceError, RunError
-from tltrain.inference.finished import find_model, open_model
-from tltrain.inference.requests import PREDICT, Limits, Request, answer, decode_upload, top_of
+from tltrain.inference.finished import find_model
+from tltrain.inference.requests import PREDICT, ServeOptions
 
 EXTRA = ("starlette", "uvicorn", "python_multipart")
 APPLICATION = "tltrain"
-DECODERS = 4
-"""Images that a replica decodes at a time: one of the largest may take hundreds of megabytes."""
 WAITING_BATCHES = 4
 """As many batches may wait at a replica, and as many before it; further requests are answered with 503."""
 _LOOK_EVERY_S = 1.0
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """Where a model is served, and how."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0 takes a free one."""
-    replicas: int = 1
-    """Processes with the model, each on a GPU of its own where there are any."""
-    max_batch_size: int = 32
-    max_wait_s: float = 0.005
-    """How long the first image of a batch waits for others."""
-    limits: Limits = field(default_factory=Limits)
 
 
 def serve_model(run: str, options: ServeOptions, tell: Callable[[str], None]) -> None:
@@ -70,7 +45,7 @@ def serve_model(run: str, options: ServeOptions, tell: Callable[[str], None]) ->
                 tell(f"warning: anyone who reaches {options.host} may use it: there is no authentication")
             _wait(serve)
         finally:
-            serve.shutdown()
+            serve.delete(APPLICATION)  # lets requests end; Serve itself goes with its cluster
 
 
 def _free_port(host: str, port: int) -> int:
@@ -113,6 +88,8 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 def _bring_up(serve: Any, uri: str, options: ServeOptions, port: int) -> None:
     """Start the proxy and the replicas, and return when they answer. Raises ResourceError or RunError."""
+    from tltrain.engine.replica import Replica
+
     is_verbose = logging.getLogger("tltrain").isEnabledFor(logging.DEBUG)
     level = "INFO" if is_verbose else "CRITICAL"
     logging.getLogger("ray.serve").setLevel(level)
@@ -123,7 +100,7 @@ def _bring_up(serve: Any, uri: str, options: ServeOptions, port: int) -> None:
         raise ResourceError(f"{options.replicas} replicas were asked for, and there are {has}", "Ask for fewer")
     waiting = WAITING_BATCHES * options.max_batch_size
     deployment = serve.deployment(
-        _service(serve),
+        Replica,
         name="Model",
         num_replicas=options.replicas,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if gpus else 0},
@@ -147,43 +124,3 @@ def _wait(serve: Any) -> None:
             application = serve.status().applications[APPLICATION]
             if application.status == "DEPLOY_FAILED":
                 raise RunError(f"the model's processes end again and again: {application.message}")
-
-
-def _service(serve: Any) -> type:
-    """Return the class of a replica, whose batches Ray Serve gathers."""
-
-    class Service:
-        """A process with the model."""
-
-        def __init__(self, uri: str, options: ServeOptions, threads: int, python_path: str) -> None:
-            if python_path not in sys.path:  # a factory of the user's own may stand there
-                sys.path.insert(0, python_path)
-            torch.set_num_threads(threads)
-            self._model, self._limits = open_model(uri), options.limits
-            self._transform = evaluation_transform(self._model.network.preprocessing)
-            self._decoders = concurrent.futures.ThreadPoolExecutor(DECODERS, "decode")
-            self._computer = concurrent.futures.ThreadPoolExecutor(1, "compute")
-            self._classify_batch.set_max_batch_size(options.max_batch_size)
-            self._classify_batch.set_batch_wait_timeout_s(options.max_wait_s)
-            self._health = {"status": "ok", "model": self._model.place.name, "classes": len(self._model.classes)}
-
-        async def __call__(self, http: Any) -> Any:
-            from starlette.responses import JSONResponse
-
-            request = Request(http.method, http.url.path, http.headers, http.stream())
-            answered = await answer(request, self._limits, self._health, self._classify)
-            return JSONResponse(answered.body, answered.status, dict(answered.headers))
-
-        async def _classify(self, content: bytes) -> dict[str, Any]:
-            loop = asyncio.get_running_loop()
-            image = await loop.run_in_executor(self._decoders, decode_upload, content, self._transform, self._limits)
-            return await self._classify_batch(image)
-
-        @serve.batch
-        async def _classify_batch(self, images: list[Tensor]) -> list[dict[str, Any]]:
-            return await asyncio.get_running_loop().run_in_executor(self._computer, self._compute, images)
-
-        def _compute(self, images: list[Tensor]) -> list[dict[str, Any]]:
-            return top_of(self._model.rank(torch.stack(images)), self._model.classes)
-
-    return Service

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from fsspec.implementations.arrow import ArrowFSWrapper
@@ -122,7 +123,8 @@ def _matching(pattern: str) -> _Listing:
     root = Location((f"{above}?{query}" if query else above) or slash or ".")
     below = address[len(above + slash) :]
     try:
-        found = ArrowFSWrapper(root.filesystem).glob(os.path.join(glob.escape(root.path), below), detail=True)
+        wrapper: Any = ArrowFSWrapper(root.filesystem)
+        found = wrapper.glob(os.path.join(glob.escape(root.path), below), detail=True)
     except OSError as error:
         raise DataError(f"cannot list {root}: {error}", "Check the address and your access") from error
     files = {

@@ -30,6 +30,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class ServeOptions:
+    """Where a model is served, and how."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes a free one."""
+    replicas: int = 1
+    """Processes with the model, each on a GPU of its own where there are any."""
+    max_batch_size: int = 32
+    max_wait_s: float = 0.005
+    """How long the first image of a batch waits for others."""
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
 class Answer:
     """What goes back: an HTTP status and an object that becomes JSON."""
 
