@@ -78,6 +78,7 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
+        assert path.exists(), path
         self.send("Page.navigate", url=path.as_uri())
         while self.evaluate("document.readyState + location.protocol") != "completefile:":
             pass

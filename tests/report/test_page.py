@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from report_folders import HOSTILE, grid_values, random_values, write_run, write_sweep
 
@@ -55,7 +58,7 @@ KINDS = (
     "sweep", "random", "mid-sweep", "by loss", "one key", "no numbers", "no trials", "one trial", "hostile", "run",
     "one epoch", "begun",
 )  # fmt: skip
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "img"}
 
 
 class Outline(HTMLParser):
@@ -114,9 +117,12 @@ def test_every_drawing_is_well_formed_and_inside_its_bounds(page: str) -> None:
 def test_page_is_balanced_and_refers_to_nothing_outside(page: str) -> None:
     outline = Outline(page)
 
-    assert not {tag for tag, _ in outline.tags} & {"link", "img", "iframe", "object", "embed", "base", "form", "a"}
+    assert not {tag for tag, _ in outline.tags} & {"link", "iframe", "object", "embed", "base", "form", "a"}
     for tag, attributes in outline.tags:
-        assert not attributes.keys() & {"src", "href", "xlink:href", "style", "action"}, (tag, attributes)
+        assert not attributes.keys() & {"href", "xlink:href", "style", "action", "srcset"}, (tag, attributes)
+        if "src" in attributes:
+            assert tag == "img"
+            assert re.fullmatch(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*", attributes["src"] or "")
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
     code = "".join(re.findall(r"<(?:style|script)>.*?</(?:style|script)>", page, re.DOTALL))
     assert not re.search(r"https?:|//[a-z]|url\(|@import|import\(|fetch\(|XMLHttp|innerHTML", code)
@@ -149,7 +155,7 @@ def test_sweep_has_every_section(tmp_path: Path) -> None:
 
     assert outline.ids >= {
         "winner", "grid", "curves-val-top1", "curves-val-loss", "parallel", "confirm", "sharing", "stopped", "trials",
-        "confusion", "pairs", "reliability", "mistakes", "classes", "about", "spec",
+        "confusion", "pairs", "reliability", "mistakes", "uncertain", "classes", "about", "spec",
     }  # fmt: skip
 
 
@@ -209,6 +215,50 @@ def test_worst_pair_is_named_first(tmp_path: Path) -> None:
     assert re.findall(r"<td[^>]*>(.*?)</td>", pairs[0])[:3] == ["Shirt", "T-shirt/top", "400"]
 
 
+def test_mistakes_are_shown_as_pictures_with_both_classes(tmp_path: Path) -> None:
+    run = build("run", tmp_path / "demo")
+    page = build_report(run)
+
+    rows = pq.read_table(io.BytesIO(run.folder.read_bytes("thumbnails.parquet"))).to_pylist()
+    assert page.count('src="data:image/jpeg;base64,') == len(rows) == 48
+    assert f'alt="{rows[0]["label"]}, taken for {rows[0]["prediction"]}"' in page
+
+
+def test_without_thumbnails_mistakes_are_a_table(tmp_path: Path) -> None:
+    run = build("run", tmp_path / "demo")
+    run.folder.delete("thumbnails.parquet")
+
+    page = build_report(run)
+
+    assert 'id="mistakes"' in page
+    assert "img-src" not in page
+    assert "<img" not in page
+
+
+def test_pictures_that_are_no_jpeg_or_too_many_are_left_out(tmp_path: Path) -> None:
+    run = build("run", tmp_path / "demo")
+    row = {"kind": "mistake", "id": "1", "label": "a", "prediction": "b", "probability": 0.9}
+    contents = [b"<svg onload='alert(1)'/>", *[b"\xff\xd8\xff" + bytes(90_000)] * 9]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{**row, "image": content} for content in contents]), sink)
+    run.folder.write_bytes("thumbnails.parquet", sink.getvalue())
+
+    assert build_report(run).count("<img") == 4
+
+
+def test_a_run_says_where_it_ran_and_on_which_data(tmp_path: Path) -> None:
+    run = build("run", tmp_path / "demo")
+    counts = {"num_train": 1800, "num_val": 200, "num_test": 500, "image_size": 64}
+    sizes = {"parameters": 3_383_818, "trained_parameters": 12_810, "searched": None}
+    run.write_json("header.json", {**counts, **sizes, "devices": "no GPU, 2 CPU cores", "data_fingerprint": "ab12"})
+
+    page = build_report(run)
+
+    for text in ("1,800 train, 200 val, 500 test; 64 x 64 pixels", "12,810 of 3,383,818 train", "ab12", "2 CPU cores"):
+        assert f"<dd>{text}</dd>" in page or f"<dd>no GPU, {text}</dd>" in page
+    assert 'id="time"' in page
+
+
 def test_thousands_of_trials_and_classes_stay_below_two_megabytes(tmp_path: Path) -> None:
     classes = [f"a class with quite a long name, number {index}" for index in range(1100)]
     run = write_sweep(tmp_path / "demo", random_values(1100), epochs=12, classes=classes, images=3300)
@@ -237,9 +287,10 @@ def test_loss_that_ran_away_does_not_flatten_the_others(tmp_path: Path) -> None:
     assert 'data-cut="1"' in page
 
 
-def test_damaged_file_is_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["trials.json", "predictions.parquet", "thumbnails.parquet"])
+def test_damaged_file_is_reported(tmp_path: Path, name: str) -> None:
     run = build("sweep", tmp_path / "demo")
-    run.folder.write_bytes("trials.json", b"[{")
+    run.folder.write_bytes(name, b"[{")
 
     with pytest.raises(StorageError, match="damaged"):
         build_report(run)

@@ -147,7 +147,7 @@ def numbers_card(compared: Sequence[Compared]) -> Markup:
 
 def _numbers(one: Compared) -> Row:
     evaluation, best, share = one.evaluation or {}, one.state.get("best") or {}, Metric("val_top1")
-    low, high = evaluation.get("accuracy_interval_95") or (None, None)
+    interval = evaluation.get("accuracy_interval_95")
     start, end = one.state.get("started_at"), one.state.get("finished_at")
     seconds = None if start is None or end is None else end - start
     return Row(
@@ -155,7 +155,7 @@ def _numbers(one: Compared) -> Row:
             shortened(one.name, _NAME),
             str(one.state.get("state", "not started")),
             Value(share.text(evaluation.get("accuracy")), evaluation.get("accuracy")),
-            Value("-" if low is None else f"{100 * low:.1f} to {100 * high:.1f} %", low),
+            Value("-") if interval is None else Value(_interval_text(interval), interval[0]),
             _number(evaluation.get("num_images"), "{:,}"),
             _number(evaluation.get("loss"), "{:.4f}"),
             _number(evaluation.get("expected_calibration_error"), "{:.4f}"),
@@ -166,6 +166,10 @@ def _numbers(one: Compared) -> Row:
         ],
         one.name,
     )
+
+
+def _interval_text(interval: Sequence[float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
 
 
 def _number(value: float | None, text: str) -> Value:
