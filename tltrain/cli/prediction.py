@@ -57,7 +57,8 @@ def predict_to_table(options: Options, *, as_json: bool) -> int:
         raise SpecError(what, "Add --out FILE.parquet, --out FILE.csv or --json")
     classes = place.card()["classes"]
     requests = list(batches_of(np.arange(count), options.batch_size))
-    table, bad = collect(list(_classifier(place, images, options)(requests)), images.source, classes)
+    batches = _classifier(place, images, options)(requests) if requests else ()
+    table, bad = collect(list(batches), images.source, classes)
     bad = [*images.bad, *bad]
     if as_json:
         fields = {"run": place.uri, "predictions": _as_json(table), "bad": [vars(one) for one in bad]}

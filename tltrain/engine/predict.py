@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,17 +45,18 @@ def classify_on_ray(
         images = ray.data.from_arrow([pa.table({"position": positions}) for positions in requests])
         if gpus:
             images = images.map_batches(decoder, batch_size=None, batch_format="numpy", num_cpus=1)
-        ranked = images.map_batches(
-            _Classifier,
-            fn_constructor_args=(place.uri, os.getcwd(), None if gpus else decoder),
-            batch_size=batch_size,
-            batch_format="numpy",
-            num_cpus=0 if gpus else 1,
-            num_gpus=gpus,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            # With restarts, Ray notes on stderr what actors would then lack; a private cluster has but one node anyway.
-            ray_remote_args_fn=_without_restarts if is_private else None,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray is about to take fewer options
+            ranked = images.map_batches(
+                _Classifier,
+                fn_constructor_args=(place.uri, os.getcwd(), None if gpus else decoder),
+                batch_size=batch_size,
+                batch_format="numpy",
+                num_cpus=0 if gpus else 1,
+                num_gpus=gpus,
+                compute=ray.data.ActorPoolStrategy(size=min(workers, len(requests))),
+                **(_without_restarts() if is_private else {}),
+            )
         try:
             batches: Iterator[Any] = iter(ranked.iter_batches(batch_size=None, batch_format="numpy"))
             for batch in batches:
@@ -63,7 +66,13 @@ def classify_on_ray(
 
 
 def _without_restarts() -> dict[str, Any]:
-    return {"max_restarts": 0, "max_task_retries": 0}
+    """Return options by which the processes on the one node of a private cluster are not started again.
+
+    Where they are, Ray notes on stderr what a second one would lack.
+    """
+    parameters = inspect.signature(ray.data.Dataset.map_batches).parameters.values()
+    is_taken = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return {"max_restarts": 0} if is_taken else {}
 
 
 def _choose_workers(wanted: int | None) -> tuple[int, int]:
