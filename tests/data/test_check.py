@@ -115,7 +115,7 @@ def test_near_groups_are_those_of_comparing_all_with_all(monkeypatch: pytest.Mon
     flat = np.full((3, 16, 16), 90)
     thumbnails = np.concatenate([smooth, noisy, flat]).astype(np.uint8)
 
-    correlation = np.corrcoef(thumbnails[:80].reshape(80, -1))
+    correlation = np.asarray(np.corrcoef(thumbnails[:80].reshape(80, -1)))
     expected = {(i, j) for i in range(80) for j in range(i + 1, 80) if correlation[i, j] >= MIN_CORRELATION}
 
     assert {tuple(group) for group in near_groups(thumbnails)} == expected

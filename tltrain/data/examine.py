@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -37,8 +37,8 @@ class Facts:
     width: int = 0
     height: int = 0
     thumbnail: np.ndarray | None = None
-    means: np.ndarray | None = None
-    squares: np.ndarray | None = None
+    means: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
 
 def examine(split: Split, *, num_threads: int, advance: Callable[[int], None] = lambda _: None) -> list[Facts]:

@@ -92,9 +92,11 @@ def _split_facts(name: str, found: Mapping[str, Any]) -> Markup:
 
 
 def _spread(values: Mapping[str, float] | None) -> str | None:
-    if values and values["min"] == values["max"]:
+    if values is None:
+        return None
+    if values["min"] == values["max"]:
         return f"{values['min']:,} pixels"
-    return values and f"{values['min']:,} to {values['max']:,} pixels, median {values['median']:,g}"
+    return f"{values['min']:,} to {values['max']:,} pixels, median {values['median']:,g}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -102,7 +104,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _triple(values: Sequence[float] | None) -> str | None:
-    return values and ", ".join(f"{value:.4f}" for value in values)
+    return None if values is None else ", ".join(f"{value:.4f}" for value in values)
 
 
 def _bad(splits: Mapping[str, Any]) -> Markup | None:
