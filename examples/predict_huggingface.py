@@ -45,7 +45,8 @@ def main(folder, photo):
     model, config = load(folder)
     preprocessing = json.loads(Path(folder, "preprocessor_config.json").read_text(encoding="utf-8"))
     with torch.inference_mode():
-        probabilities = model.eval()(prepare(photo, preprocessing)).softmax(dim=1)[0]
+        logits = model.eval()(prepare(photo, preprocessing))[0]
+    probabilities = (logits / config["temperature"]).softmax(dim=0)
     top = probabilities.topk(min(5, len(probabilities)))
     for probability, number in zip(top.values.tolist(), top.indices.tolist(), strict=True):
         print(f"{probability:.6f}  {config['id2label'][str(number)]}")

@@ -41,7 +41,8 @@ def main(folder, photo):
     model = build(card["name"], card["arguments"]).eval()
     model.load_state_dict(load_file(Path(folder, "model.safetensors")))
     with torch.inference_mode():
-        probabilities = model(prepare(photo, card["preprocessing"])).softmax(dim=1)[0]
+        logits = model(prepare(photo, card["preprocessing"]))[0]
+    probabilities = (logits / card.get("temperature", 1.0)).softmax(dim=0)
     top = probabilities.topk(min(5, len(probabilities)))
     for probability, number in zip(top.values.tolist(), top.indices.tolist(), strict=True):
         print(f"{probability:.6f}  {card['classes'][number]}")

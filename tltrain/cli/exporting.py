@@ -36,7 +36,10 @@ def export(
         Path | None, typer.Option("--out", metavar="DIR", help="The folder to write, instead of NAME-FORMAT.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="SOURCE", help="Images to check it on, instead of the run's own.")
+        str | None,
+        typer.Option(
+            "--data", metavar="SOURCE", help="Images to check it on, as for predict, instead of the run's own."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     as_json: AsJson = False,

@@ -14,7 +14,7 @@ from tltrain.export.images import Sample
 from tltrain.models.zoo import TrainedNetwork
 
 TOLERANCE = 1e-3
-"""Largest difference of a logit that is taken for rounding, as a share of the largest logit or of 1."""
+"""Largest difference of a logit that is taken for rounding, as a share of the largest logit."""
 
 Predict = Callable[[Tensor], Mapping[str, Tensor]]
 """Images, uint8 [n, 3, S, S] -> `logits` and `probabilities`, float32 [n, C] each."""
@@ -48,7 +48,7 @@ def check(network: TrainedNetwork, predict: Predict, sample: Sample, runtime: st
         name: max(float((ours[name] - theirs[name]).abs().max()) for ours, theirs in pairs)
         for name in (LOGITS, PROBABILITIES)
     }
-    tolerance = TOLERANCE * max(1.0, float(pairs[0][0][LOGITS].abs().max()))
+    tolerance = TOLERANCE * float(pairs[0][0][LOGITS].abs().max())
     difference = differences[LOGITS]
     if not difference <= tolerance:  # so that a NaN is refused too
         what = f"the exported model differs from the run's by {difference:.2g} in a logit; {tolerance:.2g} is allowed"

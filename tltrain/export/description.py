@@ -27,7 +27,10 @@ def describe_graph(trained: Trained) -> dict[str, Any]:
             {"name": PROBABILITIES, "dtype": "float32", "shape": scores},
         ],
         "before": before_the_graph(trained.network.preprocessing),
-        "inside": "scaling to 0..1, subtraction of the mean and division by std per channel, the network, softmax",
+        "inside": (
+            "scaling to 0..1, subtraction of the mean and division by std per channel, the network, softmax of the "
+            f"logits divided by {trained.network.temperature:g}"
+        ),
     }
 
 

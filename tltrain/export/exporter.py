@@ -50,7 +50,7 @@ def export_model(
         format_name: one of WRITERS.
         out: the folder to write, NAME-FORMAT in the current one if left out.
         force: whether an earlier export may be replaced.
-        data: source of images to check the export on instead of the run's own, as in data.test of a spec.
+        data: images to check the export on instead of the run's own: a file, folder, pattern or Parquet.
 
     Raises:
         SpecError: there is no finished model, `out` may not be written, or a package is missing.

@@ -16,22 +16,25 @@ INPUT, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 
 
 class Classifier(nn.Module):
-    """Resized and cropped images, uint8 [B, 3, S, S], RGB -> logits and probabilities, float32 [B, C] each."""
+    """Resized and cropped images, uint8 [B, 3, S, S], RGB -> logits and probabilities, float32 [B, C] each.
 
-    def __init__(self, module: nn.Module, preprocessing: Preprocessing) -> None:
+    Probabilities are the softmax of the logits divided by the temperature that was fitted to the model, if one was.
+    """
+
+    def __init__(self, module: nn.Module, preprocessing: Preprocessing, temperature: float) -> None:
         super().__init__()
         self.network = module
-        self._preprocessing = preprocessing
+        self._preprocessing, self._temperature = preprocessing, temperature
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Normalise the images and classify them."""
         logits = self.network(normalise(images, self._preprocessing))
-        return {LOGITS: logits, PROBABILITIES: logits.softmax(dim=1)}
+        return {LOGITS: logits, PROBABILITIES: (logits / self._temperature).softmax(dim=1)}
 
 
 def classifier(network: TrainedNetwork) -> Classifier:
     """Return the network of a run as a classifier of uint8 images, in evaluation mode."""
-    return Classifier(network.module, network.preprocessing).eval()
+    return Classifier(network.module, network.preprocessing, network.temperature).eval()
 
 
 def export_graph(network: TrainedNetwork) -> ExportedProgram:

@@ -40,7 +40,8 @@ def write_huggingface(trained: Trained, folder: Path, sample: Sample) -> Check:
     card = render_model_card(trained, library(trained))
     (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     module, runtime = _rebuilt(trained, config, folder)
-    return check(trained.network, Classifier(module.eval(), trained.network.preprocessing), sample, runtime)
+    rebuilt = Classifier(module.eval(), trained.network.preprocessing, config["temperature"])
+    return check(trained.network, rebuilt, sample, runtime)
 
 
 def library(trained: Trained) -> str:
@@ -64,6 +65,7 @@ def model_config(trained: Trained) -> dict[str, Any]:
         "image_size": trained.network.preprocessing.crop_size,
         "id2label": {str(number): name for number, name in names.items()},
         "label2id": {name: number for number, name in names.items()},
+        "temperature": trained.network.temperature,
         "problem_type": "single_label_classification",
         "torch_dtype": "float32",
     }

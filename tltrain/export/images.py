@@ -13,12 +13,11 @@ from torch import Tensor
 from tltrain.data.base import Source, Split
 from tltrain.data.decode import decode
 from tltrain.data.preprocessing import Preprocessing
-from tltrain.data.sources import open_source
 from tltrain.data.splits import load_splits
 from tltrain.data.transforms import evaluation_transform
 from tltrain.errors import SpecError, TltrainError
 from tltrain.export.trained import Trained
-from tltrain.spec.schema import DataSpec
+from tltrain.inference.images import open_images
 
 NUM_IMAGES = 16
 
@@ -36,15 +35,15 @@ class Sample:
 
 
 def find_sample(trained: Trained, data: str | None) -> Sample:
-    """Return images to check an export on: from the source `data`, else those of the run that it was tested on.
+    """Return images to check an export on: those that `data` names (see `open_images`), else those it was tested on.
 
-    Where the run's images cannot be read here, noise is taken instead, and a warning says so. Raises DataError where
-    images of `data` cannot be read.
+    Where the run's images cannot be read here, noise is taken instead, and a warning says so. Raises DataError or
+    SpecError where images of `data` cannot be read.
     """
     preprocessing = trained.network.preprocessing
     if data is not None:
-        spec = trained.place.spec.data if trained.place.spec is not None else DataSpec(train=data)
-        source = open_source(data, spec, split="test")
+        column = trained.place.data.image_column if trained.place.data is not None else None
+        source = open_images([data], run_column=column).source
         return Sample(_read(source, np.arange(len(source)), preprocessing), data)
     try:
         split, name = _split_of_run(trained)

@@ -92,8 +92,9 @@ def _use(trained: Trained, library: str) -> str:
     return (
         f"FOLDER is this folder.\n\n```python\n{_code(trained, library)}\n```\n\n"
         f"For an image: {before_the_graph(p)}, scale it to 0..1, subtract {list(p.mean)} and divide by {list(p.std)} "
-        "per channel. `preprocessor_config.json` says the same. The network gives logits; their softmax gives "
-        "probabilities, and `id2label` in `config.json` the names of the classes."
+        "per channel. `preprocessor_config.json` says the same. The network gives logits; the softmax of the logits, "
+        f"divided by {trained.network.temperature:g} (`temperature`), gives probabilities, and `id2label` the names of "
+        "the classes; both stand in `config.json`."
     )
 
 
@@ -190,9 +191,10 @@ def _limits(trained: Trained, evaluation: Mapping[str, Any] | None) -> str:
         "What its pretrained weights have learnt from their own data, biases included, may show in its answers.",
     ]
     if evaluation is not None:
-        error = evaluation["expected_calibration_error"]
+        error, temperature = evaluation["expected_calibration_error"], trained.network.temperature
         texts.append(
-            f"Its probabilities are off by {100 * error:.1f} percentage points on average (expected calibration error)."
+            f"Its probabilities are off by {100 * error:.1f} percentage points on average (expected calibration error)"
+            + (f", measured before a temperature of {temperature:g} was fitted to it." if temperature != 1 else ".")
         )
         texts += _limits_by_class(evaluation)
     texts.append("What it may and may not be used for is for whoever publishes it to say.")
