@@ -28,8 +28,9 @@ SIGNATURES = {
     "Job": "(id: 'str') -> 'None'",
     "Job.status": "(self) -> 'Verdict'",
     "Job.logs": "(self) -> 'str'",
-    "Job.wait": "(self, write: 'Callable[[str], None] | None' = None) -> 'Verdict'",
-    "Job.result": "(self) -> 'Result'",
+    "Job.wait": "(self, write: 'Callable[[str], None] | None' = None, *, timeout_s: 'float | None' = None)"
+    " -> 'Verdict'",
+    "Job.result": "(self, *, timeout_s: 'float | None' = None) -> 'Result'",
 }
 FIELDS = {
     "Result": ["uri", "state", "best", "evaluation", "metrics"],

@@ -85,19 +85,24 @@ class Job:
         with reach(load_cluster(job.cluster_path)) as endpoint:
             return RayJobs(endpoint).logs(job.latest.submission_id)
 
-    def wait(self, write: Callable[[str], None] | None = None) -> Verdict:
+    def wait(self, write: Callable[[str], None] | None = None, *, timeout_s: float | None = None) -> Verdict:
         """Follow the job to its end and return how it ended; `write` gets its output as it comes.
 
         As with `tltrain submit`, attempts that failed for a cause outside the program are repeated, and a job that
-        waits in line is sent when it is its turn.
+        waits in line is sent when it is its turn. Raises TimeoutError where it has not ended after `timeout_s` seconds
+        (some seconds later where its cluster is slow to answer); the job goes on.
         """
         with Ledger() as ledger:
-            follower = Follower(ledger, ledger.find(self.id), write or (lambda _: None), logger.info, retrying=True)
+            job, tell = ledger.find(self.id), logger.info
+            follower = Follower(ledger, job, write or (lambda _: None), tell, retrying=True, timeout_s=timeout_s)
             return follower.follow()
 
-    def result(self) -> Result:
-        """Wait for the end and return what came of the run. Raises RunError where it did not succeed."""
-        verdict = self.wait()
+    def result(self, *, timeout_s: float | None = None) -> Result:
+        """Wait for the end and return what came of the run. Raises RunError where it did not succeed.
+
+        Raises TimeoutError as `wait` does.
+        """
+        verdict = self.wait(timeout_s=timeout_s)
         if verdict.state is not State.SUCCEEDED:
             raise RunError(f"the job {self.id} is {verdict}", f"tltrain logs {self.id} shows what it printed")
         with Ledger() as ledger:

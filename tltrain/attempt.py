@@ -78,6 +78,9 @@ def attempt(spec: Spec, run: RunFolder, tell: Callable[[str], None]) -> Iterator
         except KeyboardInterrupt:
             run.update(state="interrupted")
             raise KeyboardInterrupt("Run the same command again to go on from the newest checkpoint.") from None
+        except SystemExit:  # what Ray makes of SIGTERM, by which a job is stopped
+            run.update(state="interrupted")
+            raise
         except TltrainError as error:
             run.update(state="failed", error=[str(problem) for problem in error.problems], cause=error.cause)
             raise

@@ -135,6 +135,31 @@ def test_cluster_that_never_comes_back_is_the_end(home: Home, monkeypatch: pytes
     assert home.fake.accepted.total() == 1
 
 
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_following_ends_in_time_and_the_job_goes_on(home: Home, is_silent: bool) -> None:
+    with home.ledger() as ledger:
+        job = home.submit(ledger)
+        if is_silent:
+            home.fake.fall_silent()
+        follower = Follower(ledger, job, lambda _: None, lambda _: None, retrying=True, timeout_s=0.2)
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match=f"the job {job.id} has not ended yet: it is "):
+            follower.follow()
+        assert 0.2 <= time.monotonic() - began < 5
+        assert ledger.find(job.id).latest.state.is_active
+    assert home.fake.accepted == {job.latest.submission_id: 1}
+
+
+def test_following_ends_in_time_before_the_next_attempt(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "BUDGETS", {Cause.NODE_LOST: (5, 600.0, 600.0)})
+    with home.ledger() as ledger:
+        job = home.submit(ledger)
+        home.fake.set(job.latest.submission_id, "FAILED", driver_exit_code=137)
+        with pytest.raises(TimeoutError, match=r"FAILED \(node lost\)"):
+            Follower(ledger, job, lambda _: None, lambda _: None, retrying=True, timeout_s=0.2).follow()
+        assert len(ledger.find(job.id).attempts) == 1
+
+
 def test_cluster_that_was_started_anew_gets_the_job_again(home: Home) -> None:
     with home.ledger() as ledger:
         job = home.submit(ledger)

@@ -48,7 +48,7 @@ def up(name: ClusterName) -> None:
         typer.echo(f"{loaded.name} is up.")
     else:
         raise _not_ours(loaded, "started")
-    typer.echo(f"Next: tltrain submit SPEC --cluster {name}; end it with: tltrain cluster down {name}", err=True)
+    typer.echo(f"  next  tltrain submit SPEC --cluster {name}\n        tltrain cluster down {name}", err=True)
 
 
 @clusters.command()
@@ -81,6 +81,8 @@ def status(name: ClusterName, as_json: AsJson = False) -> None:
     for key in ("url", "cpus", "gpus", "jobs", "logs"):
         if key in facts:
             print(f"  {key:<5} {_shown(facts[key])}")
+    if facts["state"] == "up" and "cpus" not in facts:
+        print("  cpus  not counted yet")
 
 
 def manifest(

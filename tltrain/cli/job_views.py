@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tltrain.cli.run_tables import NARROWEST_CELL, cut, width
 from tltrain.jobs.clusters import AddressCluster, LoadedCluster, LocalCluster
 from tltrain.jobs.ledger import Job
 from tltrain.jobs.request import local_paths
 from tltrain.jobs.states import Cause, State, Verdict
-from tltrain.jobs.submission import request_for
+from tltrain.jobs.submission import decide_retry, request_for
 from tltrain.jobs.upload import SPEC_NAME, Package, size_text
 from tltrain.spec.schema import Spec
 
+_WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 _EXIT_CODES = {Cause.DATA: 4, Cause.RESOURCES: 3, Cause.OUT_OF_MEMORY: 3}
 
 
@@ -57,12 +60,29 @@ def show_submitted(job: Job, cluster: LoadedCluster, package: Package) -> None:
     own = [(name, size) for name, size in package.files if not name.startswith("tltrain/") and name != SPEC_NAME]
     sizes = [f"{name} {size_text(size)}" for name, size in own[:5]] + ([f"and {len(own) - 5} more"] if own[5:] else [])
     what = "recorded, and waits in line for" if job.latest.waits else "submitted to"
-    lines = [f"{job.id} {what} {cluster.name}{_dashboard(cluster)}"]
-    lines.append(f"  upload  {size_text(len(package.content))}: {', '.join(['the spec', 'tltrain', *sizes])}")
+    upload = f"{size_text(len(package.content))}: {', '.join(['the spec', 'tltrain', *sizes])}"
+    facts = [("upload", upload)]
     if package.left_out:
-        lines.append(f"  left out {', '.join(package.left_out[:5])}{' ...' if package.left_out[5:] else ''}")
-    lines.append(f"  next    tltrain status {job.id}; tltrain logs -f {job.id}; tltrain stop {job.id}")
-    print("\n".join(lines), file=sys.stderr, flush=True)
+        facts.append(("left out", ", ".join([*package.left_out[:5], *(["..."] if package.left_out[5:] else [])])))
+    facts += _next(f"tltrain status {job.id}", f"tltrain logs -f {job.id}", f"tltrain stop {job.id}")
+    lines = [f"{job.id} {what} {cluster.name}{_dashboard(cluster)}"]
+    print("\n".join([*lines, *(f"  {line}" for line in _fact_lines(facts, width() - 2))]), file=sys.stderr, flush=True)
+
+
+def _next(*commands: str) -> list[tuple[str, str]]:
+    """Facts that name commands, one a line."""
+    return [("next" if number == 0 else "", command) for number, command in enumerate(commands)]
+
+
+def _fact_lines(facts: Sequence[tuple[str, str]], columns: int) -> list[str]:
+    """Names and values side by side; a value that is too long goes on below itself."""
+    indent = max(len(name) for name, _ in facts) + 2
+    wrapped = ((name, textwrap.wrap(value, max(20, columns - indent), **_WHOLE_WORDS) or [""]) for name, value in facts)
+    return [
+        f"{name if number == 0 else '':<{indent}}{part}".rstrip()
+        for name, parts in wrapped
+        for number, part in enumerate(parts)
+    ]
 
 
 def _dashboard(loaded: LoadedCluster) -> str:
@@ -77,22 +97,25 @@ def _dashboard(loaded: LoadedCluster) -> str:
     return ""
 
 
-def table(jobs: Sequence[Job]) -> list[str]:
-    """One line per job under a header, the newest first."""
+def table(jobs: Sequence[Job], columns: int) -> list[str]:
+    """One line per job under a header, the newest first, in `columns` columns where the ids let it."""
     rows = [("ID", "STATE", "CLUSTER", "AGE", "ATTEMPT", "WHY")]
     for job in reversed(jobs):
         verdict, age = job.latest.verdict, _age(time.time() - job.created_at)
         why = f"{verdict.cause.value}: {verdict.reason}" if verdict.cause else verdict.reason
         rows.append((job.id, verdict.state.value, job.cluster, age, str(job.latest.number), why))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    room = max(NARROWEST_CELL, columns - sum(widths) - 2 * len(widths))
     return [
-        "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        "  ".join(
+            [*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), cut(row[-1], room)]
+        ).rstrip()
         for row in rows
     ]
 
 
-def details(job: Job) -> list[str]:
-    """What is known of a job, one fact a line."""
+def details(job: Job, columns: int) -> list[str]:
+    """What is known of a job, one fact a line; what is longer than `columns` goes on below."""
     facts = [
         ("job", job.id),
         ("state", str(job.latest.verdict)),
@@ -105,12 +128,19 @@ def details(job: Job) -> list[str]:
     for attempt in job.attempts if len(job.attempts) > 1 else ():
         with_what = f" with {', '.join(attempt.sets)}" if attempt.sets else ""
         facts.append((f"attempt {attempt.number}", f"{attempt.verdict}{with_what}"))
+    return _fact_lines([*facts, *_what_next(job)], columns)
+
+
+def _what_next(job: Job) -> list[tuple[str, str]]:
+    """The commands that make sense now; of a failure that the policy does not repeat, why."""
     if job.latest.state.is_active:
-        facts.append(("next", f"tltrain logs -f {job.id}; tltrain stop {job.id}"))
-    elif job.latest.state is not State.SUCCEEDED:
-        facts.append(("next", f"tltrain logs {job.id}; tltrain retry {job.id}"))
-    width = max(len(name) for name, _ in facts)
-    return [f"{name:<{width}}  {value}" for name, value in facts]
+        return _next(f"tltrain logs -f {job.id}", f"tltrain stop {job.id}")
+    if job.latest.state is State.SUCCEEDED:
+        return _next(f"tltrain logs {job.id}")
+    decision = decide_retry(job) if job.latest.state is State.FAILED else None
+    if decision is None or decision.retry:
+        return _next(f"tltrain logs {job.id}", f"tltrain retry {job.id}")
+    return [("no retry", decision.reason), *_next(f"tltrain logs {job.id}", f"tltrain retry --force {job.id}")]
 
 
 def as_dict(job: Job) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def jobs(
 ) -> None:
     """List the jobs that were submitted from here."""
     from tltrain.cli.job_views import as_dict, table
+    from tltrain.cli.run_tables import width
     from tltrain.jobs.ledger import Ledger
     from tltrain.jobs.tracker import refresh
 
@@ -90,7 +91,7 @@ def jobs(
     if as_json:
         print(json.dumps([as_dict(job) for job in shown], indent=2))
     elif shown:
-        print("\n".join(table(shown)))
+        print("\n".join(table(shown, width())))
     else:
         ended = f"; `tltrain jobs -a` lists {len(known)} that have ended" if known else ""
         print(f"No jobs are active{ended}.", file=sys.stderr)
@@ -99,12 +100,13 @@ def jobs(
 def status(job_id: JobId, as_json: AsJson = False) -> None:
     """Show where a job is, and why."""
     from tltrain.cli.job_views import as_dict, details
+    from tltrain.cli.run_tables import width
     from tltrain.jobs.ledger import Ledger
     from tltrain.jobs.tracker import refresh
 
     with Ledger() as ledger:
         job = refresh(ledger, [ledger.find(job_id)])[0]
-    print(json.dumps(as_dict(job), indent=2) if as_json else "\n".join(details(job)))
+    print(json.dumps(as_dict(job), indent=2) if as_json else "\n".join(details(job, width())))
 
 
 def logs(

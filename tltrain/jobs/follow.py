@@ -29,16 +29,25 @@ class Follower:
     """
 
     def __init__(
-        self, ledger: Ledger, job: Job, write: Callable[[str], None], tell: Callable[[str], None], *, retrying: bool
+        self,
+        ledger: Ledger,
+        job: Job,
+        write: Callable[[str], None],
+        tell: Callable[[str], None],
+        *,
+        retrying: bool,
+        timeout_s: float | None = None,
     ) -> None:
+        """Follow `job` for at most `timeout_s` seconds, or to its end."""
         self._ledger, self._job, self._retrying = ledger, job, retrying
         self._write, self._tell = write, tell
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._log = ""
         self._told = ""
         self._lost = ""
 
     def follow(self) -> Verdict:
-        """Return how the job ended. Ctrl-C leaves it alive."""
+        """Return how the job ended. Raises TimeoutError where it has not; that, and Ctrl-C, leave it alive."""
         while True:
             if self._job.latest.waits:
                 self._wait_for_turn()
@@ -62,7 +71,7 @@ class Follower:
             if reason != self._job.latest.reason:
                 self._ledger.update(self._job.latest, reason=reason)
             self._tell_once(f"Waiting: {reason}")
-            time.sleep(QUEUE_POLL_S)
+            self._pause(QUEUE_POLL_S)
 
     def _reason_to_wait(self) -> str:
         jobs = refresh(self._ledger, self._ledger.jobs(), timeout_s=5.0)
@@ -83,7 +92,7 @@ class Follower:
             except ResourceError as error:
                 if verdict := self._without_connection(error):
                     return verdict
-            time.sleep(RECONNECT_S)
+            self._pause(RECONNECT_S)
 
     def _without_connection(self, error: ResourceError) -> Verdict | None:
         """The verdict where the cluster is lost or the run folder knows the end; None to connect again."""
@@ -112,7 +121,7 @@ class Follower:
                 self._lost = ""
             if not self._job.latest.state.is_active or self._job.latest.number != attempt.number:
                 return self._job.latest.verdict
-            time.sleep(max(POLL_S, reading_s / _READING_SHARE))
+            self._pause(max(POLL_S, reading_s / _READING_SHARE))
 
     def _print_new(self, log: str) -> None:
         if log.startswith(self._log) and len(log) > len(self._log):
@@ -129,7 +138,7 @@ class Follower:
                 self._tell(f"Not repeated: {decision.reason}.")
                 return False
             self._tell(f"{decision.reason[:1].upper()}{decision.reason[1:]}.")
-            time.sleep(decision.wait_s)
+            self._pause(decision.wait_s)
             self._job = refresh(self._ledger, [self._job], timeout_s=10.0)[0]
             if self._job.latest.state is not State.FAILED:  # it has come back, or another process was faster
                 return True
@@ -143,6 +152,13 @@ class Follower:
         self._job = self._ledger.find(self._job.id)
         if added:  # else another process sends it
             self._job = send(self._ledger, self._job)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait that long. Raises TimeoutError at the deadline."""
+        left_s = seconds if self._deadline is None else self._deadline - time.monotonic()
+        time.sleep(max(0.0, min(seconds, left_s)))
+        if left_s < seconds:
+            raise TimeoutError(f"the job {self._job.id} has not ended yet: it is {self._job.latest.verdict}")
 
     def _tell_once(self, text: str) -> None:
         if text != self._told:
