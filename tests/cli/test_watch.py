@@ -18,6 +18,7 @@ from tltrain.cli.main import main
 from tltrain.errors import StorageError
 from tltrain.lease import hold
 from tltrain.progress import Meter
+from tltrain.report.lines import COLUMNS
 from tltrain.run_folder import RunFolder
 from tltrain.storage import Folder
 
@@ -108,7 +109,7 @@ def test_a_run_that_somebody_else_trains_is_followed_to_its_end(
     assert code == 0
     assert lines[0].startswith("tltrain     0.1.0")
     assert [line[:6].strip() for line in lines if "/3 " in line[:7]] == ["1/3", "2/3", "3/3"]
-    assert sum(" epoch " in line for line in lines) == 1
+    assert lines.count(COLUMNS) == 1
     assert any("Test accuracy 0.8000" in line for line in lines)
     assert not any("\x1b" in line for line in lines)
 

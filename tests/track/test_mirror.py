@@ -209,6 +209,25 @@ def test_the_end_of_the_run_is_told_as_it_was(
     assert tracker.told[0] == ("id-0", 10)
 
 
+def test_ctrl_c_while_a_tracker_takes_the_rest_leaves_the_run_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Recorder):
+        def end(self, id: str, state: str) -> None:
+            threading.Event().wait(1)
+
+    def interrupt(self: object, deadline: float) -> bool:
+        raise KeyboardInterrupt
+
+    install(monkeypatch, Slow())
+    monkeypatch.setattr(tracking._Thread, "wait", interrupt)
+    spec = spec_in(tmp_path, track=["mlflow"])
+    run = begin_run(spec)
+    with tracking.tracked(spec, run):
+        run.record_metrics([row("lane-0", 1)])
+    assert "not everything was told to mlflow" in caplog.text
+
+
 def install(monkeypatch: pytest.MonkeyPatch, tracker: Any) -> None:
     def make(_: str) -> Any:
         return lambda run: tracker
