@@ -166,7 +166,7 @@ def test_page_needs_no_other_file_and_shows_every_class_and_duplicate(photos: Pa
     parts = open_parts(spec, names)
     findings, _ = check_parts(parts, num_threads=1)
 
-    page = build_page({"source": "photos", **findings}, sample_images(parts, findings))
+    page = build_page({"source": "photos", **findings}, sample_images(parts.splits, parts.classes, findings))
 
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert page.count('src="data:image/jpeg;base64,') >= 8 * 3 + 2

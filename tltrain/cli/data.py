@@ -117,7 +117,7 @@ def _write_page(path: Path, findings: dict, parts: Parts) -> None:
     from tltrain.report.data_page import build_page
 
     try:
-        path.write_text(build_page(findings, sample_images(parts, findings)), encoding="utf-8")
+        path.write_text(build_page(findings, sample_images(parts.splits, parts.classes, findings)), encoding="utf-8")
     except OSError as error:
         reason = error.strerror or str(error)
         raise SpecError(Problem(f"cannot be written: {reason}", "Check the path", str(path))) from error

@@ -14,7 +14,6 @@ from PIL import Image
 
 from tltrain.data.base import Split
 from tltrain.data.decode import decode
-from tltrain.data.parts import Parts
 from tltrain.errors import DataError
 
 SIDE = 72
@@ -30,20 +29,20 @@ class Samples:
     of_class: Mapping[str, Sequence[tuple[str, str]]]
 
 
-def sample_images(parts: Parts, findings: Mapping[str, Any]) -> Samples:
+def sample_images(splits: Mapping[str, Split], classes: Sequence[str], findings: Mapping[str, Any]) -> Samples:
     """Return pictures for the page of `findings`: of each class as many as MAX_PICTURES leaves, and of duplicates.
 
     The same images are drawn each time. Images that cannot be used have no picture.
     """
-    name, split = next(iter(parts.splits.items()))
-    of_class = {one: [(name, split.identity(i)) for i in some] for one, some in _drawn(split, parts.classes).items()}
+    name, split = next(iter(splits.items()))
+    of_class = {one: [(name, split.identity(i)) for i in some] for one, some in _drawn(split, classes).items()}
     wanted = {place for places in of_class.values() for place in places}
     for kind in ("exact", "near"):
         found = findings["duplicates"][kind]
         for group in telling_first(found["groups"])[:MAX_GROUPS] if found else ():
             wanted |= {(one["split"], one["id"]) for one in group[:MAX_IN_GROUP]}
     pictures: dict[tuple[str, str], str] = {}
-    for part, its_split in parts.splits.items():
+    for part, its_split in splits.items():
         ids = {identity for its_part, identity in wanted if its_part == part}
         for position in range(len(its_split)) if ids else ():
             if its_split.identity(position) in ids and (picture := _picture(its_split, position)):
