@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,11 +26,11 @@ print("photo.png is a picture of:", row["label"])
 """
 
 
-def record(folder: Path) -> str:
-    """Clone, install, run the quickstart, look at its report, and use its model. Return the page."""
-    shown_as = {str(PROJECT): "PROJECT", f"{folder}/": "", str(folder): "."}
+def record(folder: Path, project: Path) -> str:
+    """Clone a project, install it, run the quickstart, look at its report, and use its model. Return the page."""
+    shown_as = {str(project): "PROJECT", f"{folder}/": "", str(folder): "."}
     outside = Session(folder, folder / "home", shown_as)
-    outside.run("git", "clone", str(PROJECT), "tltrain")
+    outside.run("git", "clone", str(project), "tltrain")
     clone = folder / "tltrain"
     session = Session(clone, folder / "home", {str(clone): ".", **shown_as}, path=clone / ".venv" / "bin")
     session.run("make", "install", last=2)
@@ -47,9 +48,10 @@ def record(folder: Path) -> str:
 
 
 def main() -> None:
-    """Record the session in a temporary folder."""
+    """Record the session in a temporary folder, with a clone of this project, or of one named as an argument."""
+    project = Path(sys.argv[1]).resolve() if sys.argv[1:] else PROJECT
     with tempfile.TemporaryDirectory(prefix="tltrain-", ignore_cleanup_errors=True) as folder:
-        page = record(Path(folder))
+        page = record(Path(folder), project)
     (PROJECT / "docs" / "session-transcript.md").write_text(page)
 
 
