@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import socket
 import struct
@@ -60,11 +61,10 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> str:
 @pytest.fixture
 def mlflow(mlflow_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
     """A client of the server; each test has an experiment of its own."""
-    from mlflow.tracking import MlflowClient
-
+    tracking: Any = importlib.import_module("mlflow.tracking")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name)
-    return MlflowClient()
+    return tracking.MlflowClient()
 
 
 def mlflow_mirror(spec: Any, run: Any) -> Mirror:
@@ -173,13 +173,12 @@ def test_wandb_offline_has_a_group_with_each_row_once(tmp_path: Path, monkeypatc
 
 def wandb_records(folder: Path) -> dict[str, dict[str, Any]]:
     """Id -> what the offline files of a run say, over all of its attempts."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     seen: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("offline-run-*/*.wandb")):
         entry = seen.setdefault(path.stem.removeprefix("run-"), {"rows": []})
         for data in log_records(path.read_bytes()):
-            record = Record.FromString(data)
+            record = messages.Record.FromString(data)
             if record.WhichOneof("record_type") == "run":
                 run = record.run
                 entry |= {"name": run.display_name, "group": run.run_group, "job_type": run.job_type}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import struct
 from collections import defaultdict
 from pathlib import Path
@@ -24,12 +25,11 @@ def mirror(spec: Any, run: RunFolder) -> Mirror:
 
 def events(path: Path) -> list[Any]:
     """The records of an event file: length, its checksum, an Event, its checksum."""
-    from tensorboardX.proto.event_pb2 import Event
-
+    messages: Any = importlib.import_module("tensorboardX.proto.event_pb2")
     data, found, at = path.read_bytes(), [], 0
     while at < len(data):
         (length,) = struct.unpack_from("<Q", data, at)
-        found.append(Event.FromString(data[at + 12 : at + 12 + length]))
+        found.append(messages.Event.FromString(data[at + 12 : at + 12 + length]))
         at += 12 + length + 4
     return found
 

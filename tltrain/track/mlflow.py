@@ -5,6 +5,7 @@ MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID are read, a
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Mapping
@@ -26,11 +27,10 @@ class Mlflow:
     """Entries on the tracking server of the environment. Raises ImportError without MLflow."""
 
     def __init__(self) -> None:
-        from mlflow import entities, exceptions
-        from mlflow.tracking import MlflowClient
-
-        self._entities, self._exceptions = entities, exceptions
-        self._client = MlflowClient()
+        self._entities: Any = importlib.import_module("mlflow.entities")
+        self._exceptions: Any = importlib.import_module("mlflow.exceptions")
+        tracking: Any = importlib.import_module("mlflow.tracking")
+        self._client = tracking.MlflowClient()
         self._experiment = ""
 
     def begin(self, entry: Entry, known: str | None) -> tuple[str, bool]:

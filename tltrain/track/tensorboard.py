@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,9 +22,7 @@ class TensorBoard:
     """
 
     def __init__(self, run: Folder) -> None:
-        import tensorboardX
-
-        self._module = tensorboardX
+        self._module: Any = importlib.import_module("tensorboardX")
         self._target = run.child(FOLDER)
         is_local = self._target.local_path is not None
         self._root = self._target.local_path or Path(tempfile.mkdtemp(prefix="tltrain-tensorboard-"))

@@ -5,6 +5,7 @@ WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE, WANDB_DIR and WANDB_API_KEY are read as
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 from collections.abc import Mapping
@@ -23,13 +24,11 @@ class WandB:
     """Entries of a W&B project. Raises ImportError without wandb."""
 
     def __init__(self, run: Folder) -> None:
-        import wandb
-
-        self._module = wandb
+        self._module: Any = importlib.import_module("wandb")
         self._dir = os.environ.get("WANDB_DIR") or (None if run.local_path is None else str(run.local_path))
         self._runs: dict[str, Any] = {}
-        mode = wandb.setup().settings.mode
-        if mode not in ("offline", "disabled") and not wandb.login(prompt=False):
+        mode = self._module.setup().settings.mode
+        if mode not in ("offline", "disabled") and not self._module.login(prompt=False):
             raise RuntimeError("no API key. Set WANDB_API_KEY, or WANDB_MODE=offline to send it later")
 
     def begin(self, entry: Entry, known: str | None) -> tuple[str, bool]:
