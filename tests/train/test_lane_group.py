@@ -155,3 +155,25 @@ def test_dropping_a_lane_in_the_middle_does_not_touch_the_others(tmp_path: Path)
     together.drop("head")
     rows += together.train_epoch(["upper"], 1)[0]
     assert curve(rows) == curve(train_alone(ALONE, specs["upper"]))
+
+
+def test_a_group_tells_what_its_lanes_shared(tmp_path: Path) -> None:
+    specs = {lane: lane_spec(tmp_path, lane, {}, lane) for lane in ("head", "head-smooth", "upper")}
+    together = LaneGroup(specs["head"], RunFolder.at(specs["head"].storage, "sweep"), ALONE, index=0, passes=2)
+    for trial, spec in specs.items():
+        together.add(trial, spec, None)
+    for epoch in range(2):
+        together.train_epoch(list(specs), epoch)
+    with together.waiting():
+        measured = together.measured()
+    together.close()
+
+    (bench,) = measured["benches"].values()
+    train, val = bench["images"]["train"], bench["images"]["val"]
+    deepest = len(bench["stages"]) - 1
+    assert train + val == 96
+    assert bench["lanes"] == {"head": {str(deepest): 2}, "head-smooth": {str(deepest): 2}, "upper": {"3": 2}}
+    assert bench["decoded"] >= train + val
+    assert {(start, stop) for start, stop, _, images in bench["computed"] if images} >= {(-1, 3), (3, deepest)}
+    assert measured["seconds"].keys() >= {"decode", "prefix", "lanes", "validation", "waiting", "other"}
+    assert all(seconds >= 0 for seconds in measured["seconds"].values())

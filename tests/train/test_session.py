@@ -53,6 +53,14 @@ def test_a_run_learns_digits_and_leaves_a_complete_folder(tmp_path: Path) -> Non
     assert sum(row["correct"] for row in table) / 45 == pytest.approx(evaluation["accuracy"])
     steps = [(row["lane"], row["step"]) for row in run.metrics()]
     assert len(set(steps)) == len(steps) == 8
+    mistakes = [row for row in table if not row["correct"]]
+    thumbnails = pq.read_table(run.folder.local_path / "thumbnails.parquet").to_pylist()
+    shown = {row["id"] for row in thumbnails if row["kind"] == "mistake"}
+    assert shown <= {row["id"] for row in mistakes}
+    assert len(shown) == min(24, len(mistakes))
+    seconds = run.read_json("timings.json")["seconds"]
+    assert set(seconds) == {"decode", "prefix", "lanes", "validation", "checkpoint", "test", "other"}
+    assert seconds["lanes"] > 0
 
 
 def test_the_readmes_lines_load_the_model_in_plain_torchvision(tmp_path: Path, project_dir: Path) -> None:
