@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from trained import train_tiny
 
 from tltrain.data.loader import eval_batches
 from tltrain.data.splits import open_split
@@ -25,6 +26,7 @@ from tltrain.inference.ranking import rank
 from tltrain.lease import hold
 from tltrain.run_folder import RunFolder
 from tltrain.storage import Folder
+from tltrain.train.reevaluate import evaluate_model
 
 BATCH_SIZE = 4
 
@@ -71,10 +73,27 @@ def test_predictions_equal_those_of_the_runs_evaluation(
     batches = classify(model, source, batches_of(np.arange(len(source)), 16), num_workers=num_workers)
     table, bad = collect(list(batches), source, model.classes)
 
+    assert np.ptp(expected["probability"]) > 0.01, "all images look the same to the model, so nothing is compared"
     assert bad == []
     assert table.column("id").to_pylist() == expected["id"]
     assert table.column("prediction").to_pylist() == expected["prediction"]
     np.testing.assert_allclose(table.column("probability").to_numpy(), expected["probability"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_predictions_equal_an_evaluation_of_the_shipped_test_images(tmp_path: Path, fashion_dir: Path) -> None:
+    data = {f"data.{part}": str(fashion_dir / f"{part}.parquet") for part in ("train", "test")}
+    run = train_tiny(tmp_path, {**data, "train.epochs": 1, "train.batch_size": 50})
+    expected = pq.read_table(f"{run.uri}/predictions.parquet").to_pydict()
+
+    outcome, _ = predict(open_model(run.uri), [data["data.test"]], str(tmp_path / "out.parquet"))
+
+    found = pq.read_table(tmp_path / "out.parquet").to_pydict()
+    hits = np.mean([a == b for a, b in zip(found["prediction"], expected["label"], strict=True)])
+    assert outcome.num_images == 500
+    assert (found["id"], found["prediction"]) == (expected["id"], expected["prediction"])
+    np.testing.assert_allclose(found["probability"], expected["probability"], rtol=1e-5)
+    assert hits == pytest.approx(evaluate_model(run.uri, data["data.test"])["accuracy"])
 
 
 def test_images_reach_the_network_to_the_bit_as_in_an_evaluation(model: FinishedModel, digits_folder: Path) -> None:
