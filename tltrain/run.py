@@ -234,15 +234,6 @@ def plan(loaded: LoadedSpec, cluster: str | None, *, as_json: bool) -> int:
     return 0
 
 
-def evaluate_run(run: str, data: str, *, as_json: bool) -> int:
-    """Evaluate a finished run's model on the images of `data` and print the numbers. Returns the exit code."""
-    from tltrain.train.reevaluate import evaluate_model
-
-    evaluation = evaluate_model(RunFolder.open(run), data)
-    print(json.dumps(evaluation, indent=2) if as_json else "\n".join(lines.evaluation(evaluation)))
-    return 0
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `python -m tltrain.run SPEC [--set KEY=VALUE ...] [--local]`; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tltrain.run", description=main.__doc__)

@@ -164,7 +164,7 @@ def test_init_into_a_missing_folder_is_refused(
     assert "cannot be written: No such file or directory" in capsys.readouterr().err
 
 
-def test_run_explain_and_evaluate_hand_over_what_was_asked(spec_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_and_explain_hand_over_what_was_asked(spec_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
 
     def execute(loaded: LoadedSpec, *, local: bool, output: Output) -> int:
@@ -175,17 +175,29 @@ def test_run_explain_and_evaluate_hand_over_what_was_asked(spec_path: Path, monk
         calls.append(("explain", loaded.spec.seed, as_json))
         return 0
 
-    def evaluate_run(run: str, data: str, *, as_json: bool) -> int:
-        calls.append(("evaluate", run, data, as_json))
-        return 1
-
-    for function in (execute, explain, evaluate_run):
+    for function in (execute, explain):
         monkeypatch.setattr(tltrain.run, function.__name__, function)
 
     assert tltrain_exits(monkeypatch, "run", spec_path, "--local", "--set", "seed=3") == 0
     assert tltrain_exits(monkeypatch, "explain", spec_path, "--json") == 0
-    assert tltrain_exits(monkeypatch, "evaluate", "runs/x", "--data", "torchvision:CIFAR10") == 1
-    assert calls == [("run", 3, True), ("explain", 0, True), ("evaluate", "runs/x", "torchvision:CIFAR10", False)]
+    assert calls == [("run", 3, True), ("explain", 0, True)]
+
+
+def test_evaluate_prints_and_writes_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate_model(path: str, data: str, *, calibrate: bool) -> dict[str, object]:
+        return {"path": path, "data": data, "calibrate": calibrate}
+
+    monkeypatch.setattr("tltrain.train.reevaluate.evaluate_model", evaluate_model)
+    out = tmp_path / "numbers.json"
+    arguments = ("evaluate", "runs/x", "--data", "torchvision:CIFAR10", "--calibrate", "--json", "--out", out)
+
+    assert tltrain_exits(monkeypatch, *arguments) == 0
+
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == {"path": "runs/x", "data": "torchvision:CIFAR10", "calibrate": True}
+    assert json.loads(out.read_text()) == shown
 
 
 def test_plan_and_extend_hand_over_what_was_asked(spec_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

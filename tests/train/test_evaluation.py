@@ -60,7 +60,10 @@ def test_results_of_a_batch_equal_their_definitions() -> None:
     assert kinds == dict.fromkeys(("positions", "labels", "predicted", "rank"), "int64") | {
         "probability": "float32",
         "loss": "float32",
+        "brier": "float32",
     }
+    brier = ((probabilities - functional.one_hot(labels, 8)) ** 2).sum(1).numpy()
+    assert results.brier == pytest.approx(brier, rel=1e-4, abs=1e-6)
 
 
 @given(st.lists(st.lists(st.integers(-2, 2), min_size=7, max_size=7), min_size=1, max_size=6), st.data())
@@ -163,7 +166,9 @@ def test_odd_results_give_strict_json_within_bounds(labels: list[int], predicted
         warnings.simplefilter("error")
         found = evaluate(predictions_of(labels, predicted, num_classes), [str(name) for name in range(num_classes)])
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    shares = {key: value for key, value in found.items() if key not in ("num_images", "loss", "confusion_matrix")}
+    others = ("num_images", "loss", "brier_score", "confusion_matrix", "bootstrap")
+    assert 0 <= found["brier_score"] <= 2
+    shares = {key: value for key, value in found.items() if key not in others}
     shares["per_class"] = [{**row, "support": 0} for row in found["per_class"]]
     shares["calibration_bins"] = [{**row, "count": 0} for row in found["calibration_bins"]]
     assert all(0 <= number <= 1 for number in numbers(shares))
@@ -196,7 +201,7 @@ def test_the_interval_of_the_accuracy_is_wilsons(hits: int, n: int) -> None:
 def test_calibration_error_by_hand() -> None:
     zeros = np.zeros(4, dtype=np.int64)
     probability = np.array([0.9, 0.9, 0.6, 1 / 15], dtype=np.float32)
-    results = Predictions(np.arange(4), zeros, np.array([0, 1, 0, 0]), probability, zeros.astype(float), zeros)
+    results = Predictions(np.arange(4), zeros, np.array([0, 1, 0, 0]), probability, zeros.astype(float), zeros, zeros)
     found = evaluate(results, ["a", "b"])
     # Bins: two samples at .9 (one right), one right at .6, one right at 1/15.
     expected = (2 * abs(0.5 - 0.9) + abs(1 - 0.6) + abs(1 - 1 / 15)) / 4

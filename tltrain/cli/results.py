@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +21,22 @@ def add_verbs(app: typer.Typer) -> None:
 def evaluate(
     run: RunFolderName,
     data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images, as in data.test of a spec.")],
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Fit the model's temperature to these images and save it in model.json.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the numbers there as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run's model on other images."""
-    from tltrain.run import evaluate_run
+    """Evaluate the model of a run, or of a sweep's winner, on other images."""
+    from tltrain.report.evaluation_lines import evaluation_lines
+    from tltrain.storage import Folder
+    from tltrain.train.reevaluate import evaluate_model
 
-    raise typer.Exit(evaluate_run(run, data, as_json=as_json))
+    numbers = evaluate_model(run, data, calibrate=calibrate)
+    text = json.dumps(numbers, indent=2, ensure_ascii=False)
+    print(text if as_json else "\n".join(evaluation_lines(numbers)))
+    if out is not None:
+        Folder.open(str(out.parent)).write_bytes(out.name, (text + "\n").encode())
 
 
 def report(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class TrainedNetwork(Network):
 
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of the logits."""
+    temperature: float = 1.0
+    """What logits are divided by before softmax makes probabilities of them; 1 where nobody has calibrated it."""
 
 
 def build_network(model: ModelSpec, num_classes: int, *, seed: int, allow_code: bool = False) -> Network:
@@ -84,7 +87,7 @@ def load_trained(folder: str | Path, *, allow_code: bool = False) -> TrainedNetw
 
     Args:
         folder: the run's folder or the `model` folder in it. Of model.json, the keys name or factory,
-            arguments, classes and preprocessing are read.
+            arguments, classes, preprocessing and temperature are read.
         allow_code: whether a user's factory may be run.
 
     Raises:
@@ -100,7 +103,15 @@ def load_trained(folder: str | Path, *, allow_code: bool = False) -> TrainedNetw
     network = _network(module, architecture, weights, arguments)
     if not _load(network, architecture, weights):
         raise DataError(Problem("model.json and model.safetensors differ in the number of classes", "", trained.where))
-    return TrainedNetwork(**vars(network), classes=tuple(card["classes"]))
+    temperature = _temperature(card.get("temperature", 1.0), trained.where)
+    return TrainedNetwork(**vars(network), classes=tuple(card["classes"]), temperature=temperature)
+
+
+def _temperature(value: object, where: str) -> float:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        what = f"model.json has the temperature {value!r}"
+        raise DataError(Problem(what, "It is a number above 0; tltrain evaluate --calibrate writes it", where))
+    return float(value)
 
 
 def check_image_size(network: Network, image_size: int) -> None:

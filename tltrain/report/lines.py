@@ -110,22 +110,3 @@ def explanation(facts: Mapping[str, Any], workers: str) -> list[str]:
         f"Workers     {workers}",
         *(f"Note        {note}" for note in facts["notes"]),
     ]
-
-
-def evaluation(numbers: Mapping[str, Any]) -> list[str]:
-    """Return an evaluation as lines: the headline, then one line per class."""
-    low, high = numbers["accuracy_interval_95"]
-    top5 = numbers["top5_accuracy"]
-    return [
-        f"Accuracy    {numbers['accuracy']:.4f}, 95 % interval {low:.3f} to {high:.3f}",
-        f"Images      {numbers['num_images']:,}",
-        *([] if top5 is None else [f"Top-5       {top5:.4f}"]),
-        f"Loss        {numbers['loss']:.4f}",
-        f"Calibration expected error {numbers['expected_calibration_error']:.4f}",
-        "",
-        f"{'class':<40}{'images':>8}{'precision':>11}{'recall':>9}{'F1':>8}",
-        *(
-            f"{row['class'][:39]:<40}{row['support']:>8}{row['precision']:>11.3f}{row['recall']:>9.3f}{row['f1']:>8.3f}"
-            for row in numbers["per_class"]
-        ),
-    ]

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from tltrain.errors import DataError, DivergedError
 from tltrain.storage import Folder
+from tltrain.train.bootstrap import bootstrap_intervals
 
 NUM_BINS = 15
 _Z_95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -36,18 +37,21 @@ class Predictions:
     """float32: cross-entropy, without class weights or label smoothing."""
     rank: np.ndarray
     """int64: how many classes come before the true one; 0 is a hit, below 5 a hit among the top 5."""
+    brier: np.ndarray
+    """float32: squared distance between the probabilities of all classes and the true one's 1, from 0 to 2."""
 
     def __len__(self) -> int:
         return len(self.positions)
 
     @classmethod
-    def from_logits(cls, logits: Tensor, labels: Tensor, positions: Tensor) -> Predictions:
+    def from_logits(cls, logits: Tensor, labels: Tensor, positions: Tensor, *, temperature: float = 1.0) -> Predictions:
         """Results of one batch. logits: float [b, C]; labels, positions: int [b]; on any device.
 
-        Raises DivergedError where a logit is not finite.
+        temperature: what logits are divided by before they become probabilities; which class is predicted comes from
+        the logits as they are. Raises DivergedError where a logit is not finite.
         """
         logits = logits.detach().float()
-        log_probabilities = functional.log_softmax(logits, dim=1).cpu().numpy()
+        log_probabilities = functional.log_softmax(logits / temperature, dim=1).cpu().numpy()
         scores, true = logits.cpu().numpy(), labels.cpu().numpy().astype(np.int64)
         bad = int((~np.isfinite(scores)).any(axis=1).sum())
         if bad:
@@ -61,6 +65,7 @@ class Predictions:
             probability=np.exp(log_probabilities[row, predicted]),
             loss=-log_probabilities[row, true],
             rank=_rank(scores, true),
+            brier=_brier(np.exp(log_probabilities), true),
         )
 
     @classmethod
@@ -76,7 +81,8 @@ def evaluate(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]
     """The numbers of evaluation.json, from a non-empty set of results. Raises DataError where it is empty.
 
     Averages and counts go over all classes. A ratio without a denominator (a class that is not among the
-    labels, or never predicted) is 0, as with scikit-learn's zero_division=0.
+    labels, or never predicted) is 0, as with scikit-learn's zero_division=0. `loss` is the negative log-likelihood;
+    `accuracy_interval_95` is Wilson's, and `bootstrap` has intervals from images drawn again.
     """
     num_images, num_classes = len(predictions), len(classes)
     if num_images == 0:
@@ -92,6 +98,8 @@ def evaluate(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]
         "top5_accuracy": None if few else float((predictions.rank < 5).mean()),
         "top5_note": f"with {num_classes} classes, the first five always hold the true one" if few else None,
         "loss": float(predictions.loss.mean(dtype=np.float64)),
+        "brier_score": float(predictions.brier.mean(dtype=np.float64)),
+        "bootstrap": bootstrap_intervals(confusion),
         "macro": _average(scores, np.full(num_classes, 1 / num_classes)),
         "weighted": _average(scores, scores["support"] / num_images),
         **_calibration(predictions.probability, hits),
@@ -127,6 +135,12 @@ def _rank(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     true = np.take_along_axis(scores, labels[:, None], axis=1)
     earlier = np.arange(scores.shape[1]) < labels[:, None]
     return ((scores > true) | ((scores == true) & earlier)).sum(axis=1)
+
+
+def _brier(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Sum over the classes of (probability - whether it is the true one) squared (Brier 1950), float32 [b]."""
+    true = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
+    return (probabilities**2).sum(axis=1) - 2 * true + 1
 
 
 def _confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
