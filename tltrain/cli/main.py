@@ -16,6 +16,7 @@ from tltrain.cli import (
     health,
     inference,
     jobs,
+    rates,
     render,
     results,
     runs,
@@ -51,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verbs in (training, sweeps, jobs, clusters, results, exporting, inference, runs, watch, data, health):
+for verbs in (training, sweeps, rates, jobs, clusters, results, exporting, inference, runs, watch, data, health):
     verbs.add_verbs(app)
 
 
