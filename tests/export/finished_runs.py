@@ -25,7 +25,7 @@ def finished_run(folder: Path, changes: dict[str, Any] | None = None, *, split: 
     """Write what a run on digits leaves behind, with random weights and invented scores, and return its folder."""
     spec = tiny_spec(folder, changes)
     run = RunFolder.at(spec.storage, spec.name)
-    network = _built(spec.model)
+    network = _built(spec.model.model_dump_json())
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 10
     scores = torch.randn(60, 10, generator=generator) + 2 * torch.nn.functional.one_hot(labels, 10)
@@ -52,8 +52,8 @@ def finished_run(folder: Path, changes: dict[str, Any] | None = None, *, split: 
 
 
 @functools.cache
-def _built(model: ModelSpec) -> Network:
-    return build_network(model, len(CLASSES), seed=1)
+def _built(model: str) -> Network:
+    return build_network(ModelSpec.model_validate_json(model), len(CLASSES), seed=1)
 
 
 def finished_sweep(folder: Path) -> RunFolder:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -152,7 +153,8 @@ def test_onnx_holds_classes_and_preprocessing_and_takes_any_batch(tmp_path: Path
     assert [output.shape for output in session.get_outputs()] == [["batch", 10]] * 2
     assert sys.prefix.encode() not in (out / onnx_format.FILE).read_bytes(), "places of this machine's files"
     images = find_sample(open_trained(run.uri), None).images[:5].numpy()
-    assert session.run([PROBABILITIES], {"images": images})[0].shape == (5, 10)
+    (probabilities,) = session.run([PROBABILITIES], {"images": images})
+    assert np.asarray(probabilities).shape == (5, 10)
 
 
 @pytest.mark.slow
@@ -170,8 +172,9 @@ def test_timm_prepares_images_as_the_run_did(tmp_path: Path, changes: dict[str, 
     export(run, "huggingface", out)
     photo = Image.open(Path(skimage.__file__).parent / "data" / "coffee.png").convert("RGB")
 
-    model = timm.create_model(f"local-dir:{out}", pretrained=True)
-    theirs = create_transform(**resolve_model_data_config(model))(photo)
+    model: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
+    transform: Any = create_transform(**resolve_model_data_config(model))
+    theirs = transform(photo)
 
     own = open_trained(run.uri).network.preprocessing
     torch.testing.assert_close(theirs, normalise(evaluation_transform(own)(photo)[None], own)[0], atol=1e-6, rtol=0)
