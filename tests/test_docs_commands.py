@@ -76,10 +76,11 @@ def write_photos(table: Path, folder: Path, per_class: int) -> None:
             (folder / label / f"{number}.png").write_bytes(row["image"])
 
 
-def put(endpoint: str, path: str, content: bytes) -> None:
+def put(endpoint: str, path: str, content: bytes | None = None) -> None:
     """Make a bucket, or put an object into one."""
     url = f"http://{endpoint}/{urllib.parse.quote(path)}"
-    urllib.request.urlopen(urllib.request.Request(url, data=content, method="PUT")).close()
+    headers = {"Content-Type": "application/octet-stream"}  # urllib's own is a form's, for which the server waits
+    urllib.request.urlopen(urllib.request.Request(url, content, headers, method="PUT"), timeout=60).close()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, fashion_dir: Path, s3_en
     for part, table, per_class in (("train", "train", 20), ("val", "test", 5), ("test", "test", 10)):
         write_photos(fashion_dir / f"{table}.parquet", folder / "photos" / part, per_class)
     shutil.copy(next((folder / "photos" / "test").rglob("*.png")), folder / "photo.png")
-    put(s3_endpoint, "bucket", b"")
+    put(s3_endpoint, "bucket")
     for photo in (folder / "photos").rglob("*.png"):
         put(s3_endpoint, f"bucket/{photo.relative_to(folder)}", photo.read_bytes())
     environment = {
