@@ -14,8 +14,7 @@ INTRODUCTION = """\
 # A session from a fresh install
 
 Every command was run, and what it printed stands below it, by `python docs/make_session_transcript.py`. `...` stands
-for lines that were left out, `PROJECT` for the folder that was cloned. The
-[tutorial](tutorial.md) explains the commands.
+for what was left out, `PROJECT` for the folder that was cloned. The [tutorial](tutorial.md) explains it all.
 """
 PHOTO = """\
 import pyarrow.parquet as pq

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-LIMIT_S = 1800
+LIMIT_S, WIDTH = 1800, 120
 _PROGRESS = re.compile(r"^[^\n]*\r(?!\n)", re.MULTILINE)  # a line that the next one has overwritten
 
 
@@ -41,6 +41,7 @@ class Session:
         done = self.quietly(*words)
         assert may_fail or done.returncode == 0, done.stdout
         lines = _PROGRESS.sub("", done.stdout).rstrip().splitlines()
+        lines = [line if len(line) <= WIDTH else f"{line[:WIDTH]} ..." for line in lines]
         if last is not None and len(lines) > last:
             lines = ["...", *lines[-last:]]
         self.text += "\n```\n" + self._shown("\n".join(["$ " + shlex.join(words), *lines])) + "\n```\n"
