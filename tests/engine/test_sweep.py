@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.util.placement_group import placement_group_table
+from left_behind import placement_groups_left
 from tiny import tiny_spec
 
 import tltrain.run as far_side
@@ -110,14 +110,7 @@ def test_trials_with_workers_of_their_own_give_the_same_curves_and_leave_nothing
     for trial, entry in trials.items():
         assert curve(run, trial) == curve_alone(spec, entry)[: entry["epochs"]], trial
     assert RunFolder.open(f"{run.uri}/winner").state()["state"] == "finished"
-    deadline = time.monotonic() + 20
-    while (left := _placement_groups()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert left == []
-
-
-def _placement_groups() -> list[Any]:
-    return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    assert placement_groups_left() == []
 
 
 @pytest.mark.slow

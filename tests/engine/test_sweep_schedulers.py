@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ray.util.placement_group import placement_group_table
+from left_behind import placement_groups_left
 from tiny import tiny_spec, write_digits
 
 import tltrain.run as far_side
@@ -68,11 +66,4 @@ def test_sixty_four_trials_under_asha_leave_no_placement_group(cluster: None, tm
     states = [entry["state"] for entry in run.read_json(TRIALS_FILE)]
     assert len(states) == 64
     assert set(states) == {"finished", "stopped"}
-    deadline = time.monotonic() + 20
-    while (left := _placement_groups()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert left == []
-
-
-def _placement_groups() -> list[Any]:
-    return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    assert placement_groups_left() == []

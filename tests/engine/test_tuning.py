@@ -12,8 +12,8 @@ import fake_group
 import pytest
 import ray
 from fake_group import FATAL, FakeGroup, sweep_spec
+from left_behind import placement_groups
 from ray import cloudpickle
-from ray.util.placement_group import placement_group_table
 
 from tltrain.engine.broker import Task
 from tltrain.engine.broker_actor import start_broker
@@ -187,5 +187,4 @@ def test_no_process_and_no_placement_group_stays_behind() -> None:
 
 def left_behind() -> tuple[list[Any], float]:
     """Return the placement groups that are there, and how much of what bounds the trials' processes is free."""
-    there = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
-    return there, ray.available_resources()[f"node:{ray.util.get_node_ip_address()}"]
+    return placement_groups(), ray.available_resources()[f"node:{ray.util.get_node_ip_address()}"]
