@@ -51,23 +51,21 @@ def try_rates(spec: Spec, steps: int) -> RangeTest:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Time a range test beside one training.")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     spec = load_spec(SPEC, []).spec
     train_plainly(replace(spec, {"train.epochs": 1}))  # warms up
-    plain_s, test_s = [], []
+    plain_s, tests = [], list[RangeTest]()
     for _ in range(options.repetitions):
         plain_s.append(train_plainly(spec))
-        found = try_rates(spec, options.steps)
-        test_s.append(found.seconds)
-        print(
-            f"plain {plain_s[-1]:.2f} s, 60 lanes {test_s[-1]:.2f} s, ratio {test_s[-1] / plain_s[-1]:.2f}", flush=True
-        )
-    ratio = statistics.median(test / plain for test, plain in zip(test_s, plain_s, strict=True))
+        tests.append(try_rates(spec, options.steps))
+        ratio = tests[-1].seconds / plain_s[-1]
+        print(f"plain {plain_s[-1]:.2f} s, 60 lanes {tests[-1].seconds:.2f} s, ratio {ratio:.2f}", flush=True)
+    ratio = statistics.median(test.seconds / plain for test, plain in zip(tests, plain_s, strict=True))
     print(f"median ratio {ratio:.2f}, {options.steps} steps, {torch.get_num_threads()} threads")
-    for depth in found.depths:
+    for depth in tests[-1].depths:
         taken = depth.suggestion
         print(f"freeze_depth {depth.freeze_depth}: {taken.learning_rate}, {taken.reason}")
 

@@ -13,7 +13,7 @@ from tltrain.train.rate_choice import Curve, DepthResult, RangeTest
 
 
 def found(num_depths: int = 2, name: str = "all", model: str = "resnet18") -> dict[str, Any]:
-    """Twelve rates from 1e-5 up, of which the ninth is the best and the last two run away."""
+    """Twelve rates from 1e-5 up, of which the ninth is the best and the last two shoot up."""
     curves = []
     for index in range(12):
         loss = 2.3 - 0.2 * min(index, 16 - index)
@@ -33,11 +33,11 @@ def test_the_suggested_rate_is_marked_and_named_with_its_reason() -> None:
     (marked,) = (line for line in lines if line.startswith("*"))
     assert float(marked[1:].split()[0]) == pytest.approx(0.0656, rel=1e-2)
     assert "Suggestion  optim.learning_rate=0.0656" in lines
-    assert "the loss runs away at 0.59" in lines[-1]
+    assert "the loss shoots up at 0.59" in lines[-1]
 
 
 def test_a_lane_that_ran_away_has_no_loss_but_its_steps() -> None:
-    rows = [line for line in rate_lines(found(1)) if "runs away" in line and not line.startswith(" " * 12)]
+    rows = [line for line in rate_lines(found(1)) if "shoots up" in line and not line.startswith(" " * 12)]
     assert [row.split()[1:3] for row in rows] == [["5", "-"]] * 2
 
 
@@ -52,6 +52,6 @@ def test_the_page_needs_no_other_file_and_shows_every_lane() -> None:
     page = rate_page("<flowers>", found(2))
     assert not re.search(r"(src|href)=", page)
     assert "&lt;flowers&gt;" in page
-    assert len(re.findall("<circle", page)) == 2 * 10  # a dot for each lane that did not run away
+    assert len(re.findall("<circle", page)) == 2 * 10  # a dot for each lane that did not shoot up
     assert len(re.findall(r"<circle[^>]*dot best", page)) == 2
-    assert page.count("ran away</td>") == 2 * 2
+    assert page.count("shot up</td>") == 2 * 2

@@ -91,13 +91,12 @@ class PredictionFile:
             numbers = range(-(-count // size))
             done = {number for number in numbers if parts.exists(_part_name(number))}
             todo = [_positions(number, size, count) for number in numbers if number not in done]
-            kept = done_count = count - sum(map(len, todo))
-            report(done_count, kept)
+            kept = count - sum(map(len, todo))
+            report(kept, kept)
             requests = [chunk for positions in todo for chunk in batches_of(positions, batch_size)]
-            for number, part in _gathered(classify(requests) if requests else (), size, count):
+            batches = _counted(classify(requests) if requests else (), kept, report)
+            for number, part in _gathered(batches, size, count):
                 parts.write_bytes(_part_name(number), _encoded(part, images.source, classes))
-                done_count += _size(part)
-                report(done_count, kept)
             outcome = self._merge(parts, len(numbers), images.bad, classes, kept)
             self.folder.delete(self._parts_name)
         return outcome
@@ -166,6 +165,14 @@ def _positions(number: int, size: int, count: int) -> np.ndarray:
 
 def _size(batches: Sequence[Classified]) -> int:
     return sum(len(batch.positions) + len(batch.bad) for batch in batches)
+
+
+def _counted(batches: Iterable[Classified], kept: int, report: Callable[[int, int], None]) -> Iterator[Classified]:
+    done = kept
+    for batch in batches:
+        done += _size([batch])
+        report(done, kept)
+        yield batch
 
 
 def _gathered(batches: Iterable[Classified], size: int, count: int) -> Iterator[tuple[int, list[Classified]]]:

@@ -10,7 +10,6 @@ from tltrain.report.markup import shortened
 from tltrain.report.scales import duration_text, number_text
 
 _BAR = 44
-_ENDED = {"diverged": "runs away", "behind": "ended, others are ahead"}
 
 
 def rate_lines(found: Mapping[str, Any]) -> list[str]:
@@ -43,6 +42,6 @@ def _row(curve: Mapping[str, Any], most: float, *, is_taken: bool) -> str:
     loss, mark = curve["final_loss"], "*" if is_taken else " "
     start = f"{mark}{number_text(curve['rate'], 3):>9}{len(curve['losses']):>7}"
     if loss is None:
-        return f"{start}{'-':>9}  {_ENDED['diverged']}"
+        return f"{start}{'-':>9}  shoots up"
     bar = "#" * max(1, round(_BAR * loss / most))
     return f"{start}{loss:>9.4f}  {bar}"

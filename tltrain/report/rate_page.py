@@ -12,7 +12,7 @@ from tltrain.report.scales import duration_text, fit_axis, number_text
 from tltrain.report.svg import Dot, Plot, Series, chart, draw_dot, draw_legend, legend_rows, line_chart
 
 _STYLES = ("second", "third", "q7", "q4", "q2")
-_ENDED = {"diverged": "ran away", "behind": "ended, others were ahead", None: "trained to the end"}
+_ENDED = {"diverged": "shot up", "behind": "ended, others were ahead", None: "trained to the end"}
 
 
 def rate_page(name: str, found: Mapping[str, Any]) -> str:
@@ -69,7 +69,10 @@ def _rates_card(depths: Sequence[Mapping[str, Any]]) -> Markup:
         ),
         draw_legend(rows),
     )
-    note = "Every dot is a lane trained at this rate alone, on the same batches. Rates whose loss ran away have none."
+    note = (
+        "Every dot is a lane trained at this rate alone, on the same batches; those that others were ahead of have had "
+        "fewer steps. Rates whose loss shot up have none."
+    )
     return card("Loss by learning rate", picture, note=note, id_="rates")
 
 

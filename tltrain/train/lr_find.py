@@ -65,7 +65,7 @@ def find_learning_rate(
     """Train a lane for each of `rates`, ascending, at each of `depths` for `steps` steps, and say which rate to take.
 
     Every lane starts from the pretrained network and keeps its rate. All see the same batches, which are decoded once
-    and go through the frozen stages once. A lane whose loss runs away ends alone; those that have fallen behind end
+    and go through the frozen stages once. A lane whose loss shoots up ends alone; those that have fallen behind end
     after a fifth and after half of the steps. Where memory does not hold all lanes they train in several groups, with
     other lanes to fall behind. The test images are never opened, and nothing is written.
 

@@ -15,7 +15,7 @@ RECENT = 4
 LAST_SHARE = 0.25
 """Share of the steps, the last ones, whose mean loss a lane is judged by at the end."""
 REACHED = 0.9
-"""The lowest rate is suggested that lowers the loss by this share of what the best one does."""
+"""The highest rate is suggested that lowers the loss by this share of what the best one does."""
 LEARNS = 0.02
 """Smallest share of the first loss that the best rate has to take away for a suggestion."""
 
@@ -91,15 +91,18 @@ def recent_loss(losses: Sequence[float]) -> float:
 
 
 def has_diverged(losses: Sequence[float]) -> bool:
-    """Whether the last loss is no finite number, or the recent ones are far above the first."""
-    return not math.isfinite(losses[-1]) or statistics.fmean(losses[-RECENT:]) > DIVERGED_FACTOR * losses[0]
+    """Whether the last loss is no finite number, or the recent ones together are far above the first."""
+    if not math.isfinite(losses[-1]):
+        return True
+    return len(losses) >= RECENT and statistics.fmean(losses[-RECENT:]) > DIVERGED_FACTOR * losses[0]
 
 
 def suggest(curves: Sequence[Curve]) -> Suggestion:
     """Return the rate to take of lanes in ascending order of their rates, which all began with the same loss.
 
-    That is the lowest rate that reaches nine tenths of what the best one does in the same steps. Near the best, losses
-    differ little and by chance, and a longer training, whose rate decays, is better off at the lower end.
+    That is the highest rate that reaches nine tenths of what the best one does in the same steps. In few steps the best
+    rate comes out too low (Wu et al. 2018, arXiv 1803.02021): what a higher one gains later does not show yet, and a
+    schedule lowers it anyway.
     """
     falls = {curve.rate: curve.losses[0] - curve.final_loss for curve in curves if curve.final_loss is not None}
     limit = next((curve.rate for curve in curves if curve.ended == "diverged"), None)
@@ -108,11 +111,11 @@ def suggest(curves: Sequence[Curve]) -> Suggestion:
     best, start = max(falls, key=lambda rate: falls[rate]), curves[0].losses[0]
     if falls[best] < LEARNS * start:
         return Suggestion(None, "no rate lowers the loss; try more --steps or higher rates (--to)", best, limit)
-    rate = min(rate for rate, fall in falls.items() if fall >= REACHED * falls[best])
+    rate = max(rate for rate, fall in falls.items() if fall >= REACHED * falls[best])
     share = "the lowest loss" if rate == best else f"{100 * falls[rate] / falls[best]:.0f} % of the fall at {best:g}"
-    reasons = [share, f"the loss runs away at {limit:g}" if limit is not None else "no rate makes the loss run away"]
-    if best == curves[-1].rate:
-        reasons.append("the highest rate is the best: try higher ones (--to)")
+    reasons = [share, f"the loss shoots up at {limit:g}" if limit is not None else "no rate makes the loss shoot up"]
+    if rate == curves[-1].rate:
+        reasons.append("it is the highest rate: try higher ones (--to)")
     if rate == curves[0].rate:
         reasons.append("it is the lowest rate: try lower ones (--from)")
     return Suggestion(rate, "; ".join(reasons), best, limit)
