@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import tiny_spec
 
-from tltrain.errors import DataError
+from tltrain.errors import DataError, SpecError
 from tltrain.models.zoo import load_trained
 from tltrain.run_folder import RunFolder
 from tltrain.train.distributed import Group
@@ -92,6 +92,35 @@ def test_images_that_the_run_has_used_are_warned_of(
     with caplog.at_level(logging.WARNING, logger="tltrain"):
         evaluate_model(str(run), str(finished / f"{name}.parquet"), calibrate=calibrate)
     assert warning in caplog.text if warning else not caplog.records
+
+
+OWN_IMAGES = """
+import numpy as np
+
+class Greys:
+    classes = ["0", "1"]
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return np.full((8, 8, 3), 50 * index, np.uint8), index % 2
+
+def load(split):
+    return Greys()
+"""
+
+
+def test_own_code_gives_images_where_the_runs_spec_allows_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_greys.py").write_text(OWN_IMAGES)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SpecError, match="allow_code"):
+        evaluate_model(str(run), "python:own_greys:load")
+    spec = run / "spec.yaml"
+    spec.write_text(spec.read_text().replace("allow_code: false", "allow_code: true"))
+    assert evaluate_model(str(run), "python:own_greys:load")["num_images"] == 4
 
 
 @pytest.mark.parametrize("value", [0, -1, "warm", None])

@@ -60,7 +60,7 @@ def _split_of_run(trained: Trained) -> tuple[Split, str]:
     if trained.place.spec is None:
         raise SpecError("there is no spec beside the model")
     data = trained.place.spec.data.model_copy(update={"download": False})
-    splits = load_splits(data, trained.place.spec.seed, check_leakage=False)
+    splits = load_splits(data, trained.place.spec.seed, allow_code=trained.place.allow_code, check_leakage=False)
     parts = ((splits.test, "test"), (splits.val, "validation"), (splits.train, "training"))
     return next((split, name) for split, name in parts if split is not None)
 

@@ -36,7 +36,7 @@ def evaluate_model(path: str, data: str, *, calibrate: bool = False) -> dict[str
     """
     model = open_model(path)
     settings = model.place.data or DataSpec(train=data)
-    split = open_split(data, settings, model.classes)
+    split = open_split(data, settings, model.classes, allow_code=model.place.allow_code)
     _warn_of_known_images(settings, data, is_known=model.place.data is not None, calibrate=calibrate)
     logits, labels, positions = _outputs(model, split, settings)
 
