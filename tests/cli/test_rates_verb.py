@@ -51,7 +51,7 @@ def test_all_options_are_handed_over_and_the_page_stands_where_asked(
 
     assert asked == {"seed": 3, "rates": [0.01, 0.1, 1.0], "depths": ["all", 2], "steps": 9}
     out = capsys.readouterr().out
-    assert "Suggestion  optim.learning_rate=0.01" in out
+    assert "Suggestion  optim.learning_rate=1\n" in out
     assert out.endswith("page.html\n")
     assert "learning rates of flowers" in (tmp_path / "page.html").read_text()
 

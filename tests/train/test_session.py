@@ -63,9 +63,11 @@ def test_a_run_learns_digits_and_leaves_a_complete_folder(tmp_path: Path) -> Non
     assert seconds["lanes"] > 0
 
 
-def test_the_readmes_lines_load_the_model_in_plain_torchvision(tmp_path: Path, project_dir: Path) -> None:
+def test_the_guides_lines_load_the_model_in_plain_torchvision(tmp_path: Path, project_dir: Path) -> None:
     run, _ = train(tiny_spec(tmp_path))
-    block = re.search(r"```python\n(import json, torchvision.*?)```", (project_dir / "README.md").read_text(), re.S)
+    block = re.search(
+        r"```python\n(import json, torchvision.*?)```", (project_dir / "docs" / "using.md").read_text(), re.S
+    )
     assert block is not None
     names: dict[str, Any] = {}
     exec(block[1].replace("runs/flowers-resnet50", run.uri), names)

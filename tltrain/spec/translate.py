@@ -145,7 +145,7 @@ def _default(spot: _Spot) -> str:
 def _description(spot: _Spot) -> str:
     assert spot.field is not None, "only fields of sections are required"
     section, name = spot.field
-    return (section.model_fields[name].description or "").strip()
+    return " ".join((section.model_fields[name].description or "").split())
 
 
 def _unknown_key(spot: _Spot, root: type[Section]) -> tuple[str, str]:

@@ -77,6 +77,8 @@ def _words(hint: Any) -> list[str]:
 
 
 def _plural(hint: Any) -> str:
+    if get_origin(bare(hint)) is Literal:
+        return f"words, each {listing(get_args(bare(hint)), 'or')}"
     if is_section(hint):
         return "such sections"
     if bare(hint) is Any:
