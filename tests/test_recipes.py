@@ -22,6 +22,7 @@ def train(spec_path: Path, *sets: str) -> RunFolder:
     return RunFolder.at(loaded.spec.storage, loaded.spec.name)
 
 
+@pytest.mark.slow
 def test_the_classic_recipe_trains_every_layer_on_cifars_own_files(
     project_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,7 @@ def start_driver(folder: Path, spec_path: Path) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_the_driver_killed_and_started_again_ends_with_the_same_bits(tmp_path: Path) -> None:
     changes = {"checkpoint.every_steps": 1, "train.epochs": 6}
     clean, spec = (tiny_spec(tmp_path, changes, name=name) for name in ("driver-clean", "driver-killed"))

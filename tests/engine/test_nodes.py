@@ -78,6 +78,7 @@ def test_before_training_a_node_that_is_not_like_the_others_is_named(
     assert any(problem.where in named and "GLOO_SOCKET_IFNAME" in problem.action for problem in caught.value.problems)
 
 
+@pytest.mark.slow
 def test_a_node_lost_in_mid_training_costs_a_restart_and_no_bit(cluster: Cluster, tmp_path: Path) -> None:
     clean, struck = (prepared(two_workers(tmp_path, name)) for name in ("clean", "struck"))
     fit(two_workers(tmp_path, "clean"), clean, poll=lambda: None)

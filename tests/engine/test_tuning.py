@@ -93,7 +93,7 @@ def test_two_live_trials_at_a_time_bring_twelve_to_their_ends() -> None:
     assert found["t0000"].state == "finished"
 
 
-@pytest.mark.parametrize("scheduler", ["median", "hyperband"])
+@pytest.mark.parametrize("scheduler", ["median", pytest.param("hyperband", marks=pytest.mark.slow)])
 def test_other_schedulers_stop_lanes_too(scheduler: str) -> None:
     found, _ = run(sweep_spec(epochs=9, scheduler=scheduler), spread(12))
     stopped = [outcome for outcome in found.values() if outcome.state == "stopped"]
@@ -115,6 +115,7 @@ def test_a_clone_starts_from_what_was_saved_of_its_source(scheduler: str) -> Non
     assert any(found[ticket.trial].values != {"optim.learning_rate": 0.9} for ticket in clones)
 
 
+@pytest.mark.slow
 def test_optuna_proposes_the_same_trials_again_and_knows_earlier_ones() -> None:
     spec = sweep_spec(epochs=2, search="optuna", num_trials=8)
     known = rates(0.3)

@@ -13,11 +13,16 @@ from tltrain.spec.schema import Spec
 from tltrain.train import optim
 from tltrain.train.distributed import Group
 
-SHORT = SETTINGS[:5]
 FAULTS_OF_EACH = 4
+IN_SHORT = (0, 1, 4)
+"""The settings that every run of the tests breaks."""
 
 
-@pytest.mark.parametrize("setting", SHORT, ids=lambda setting: setting.name)
+@pytest.mark.parametrize(
+    "setting",
+    [pytest.param(each, marks=[] if i in IN_SHORT else [pytest.mark.slow]) for i, each in enumerate(SETTINGS)],
+    ids=lambda setting: setting.name,
+)
 def test_broken_at_random_places_a_run_ends_as_the_clean_one(tmp_path: Path, setting: Setting) -> None:
     clean = clean_run(setting, tmp_path)
     chance = random.Random(SETTINGS.index(setting))

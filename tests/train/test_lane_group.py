@@ -65,7 +65,15 @@ def train_alone(group: Group, spec: Spec) -> list[dict[str, Any]]:
     return run.metrics()
 
 
-@pytest.mark.parametrize("common", COMMON)
+@pytest.mark.parametrize(
+    "common",
+    [
+        "kept taps",
+        "random augmentation",
+        pytest.param("dropout", marks=pytest.mark.slow),
+        pytest.param("nothing kept", marks=pytest.mark.slow),
+    ],
+)
 def test_a_lane_beside_others_equals_the_lane_alone_to_the_bit(tmp_path: Path, common: str) -> None:
     lanes = [lane for lane in LANES if common != "dropout" or lane != "everything"]
     specs = {lane: lane_spec(tmp_path, lane, COMMON[common], lane) for lane in lanes}
@@ -74,6 +82,7 @@ def test_a_lane_beside_others_equals_the_lane_alone_to_the_bit(tmp_path: Path, c
         assert curve(together[lane]) == curve(ranks.run(1, train_alone, spec)[0]), lane
 
 
+@pytest.mark.slow
 def test_on_two_workers_too(tmp_path: Path) -> None:
     specs = {lane: lane_spec(tmp_path, lane, {}, lane) for lane in ("head", "upper", "unfreezing")}
     together = ranks.run(2, train_together, specs)[0]

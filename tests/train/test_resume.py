@@ -95,13 +95,11 @@ def specs(tmp_path: Path, changes: dict[str, Any]) -> tuple[Spec, Spec]:
     ("case", "world_size"),
     [
         ("nothing-frozen", 1),
-        ("head-only", 1),
         ("fp16", 1),
-        ("bf16", 1),
-        ("momentum", 2),
         ("everything-at-once", 2),
-        ("unfreezing", 2),
-        *(pytest.param(case, 1, marks=pytest.mark.slow) for case in ("momentum", "everything-at-once", "unfreezing")),
+        *(pytest.param(case, 1, marks=pytest.mark.slow) for case in CASES if case not in ("nothing-frozen", "fp16")),
+        pytest.param("momentum", 2, marks=pytest.mark.slow),
+        pytest.param("unfreezing", 2, marks=pytest.mark.slow),
         pytest.param("nothing-frozen", 4, marks=pytest.mark.slow),
     ],
 )
@@ -153,6 +151,7 @@ def train_logging_samples(group: Group, spec: Spec) -> dict[int, list[int]]:
     return seen
 
 
+@pytest.mark.slow
 def test_one_two_and_four_workers_take_each_sample_once_and_agree(tmp_path: Path) -> None:
     losses: dict[int, list[float]] = {}
     for world_size in (1, 2, 4):
