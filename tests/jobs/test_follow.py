@@ -85,6 +85,25 @@ def test_every_line_is_printed_once_to_the_very_last(home: Home) -> None:
     assert result.verdict == Verdict(State.SUCCEEDED)
 
 
+@pytest.mark.parametrize(("state", "status"), [("finished", "SUCCEEDED"), ("failed", "FAILED")])
+def test_last_words_are_waited_for_where_the_run_folder_knows_the_end_first(
+    home: Home, state: str, status: str
+) -> None:
+    with home.ledger() as ledger:
+        job = home.submit(ledger)
+        own_id = job.latest.submission_id
+        home.fake.set(own_id, "RUNNING")
+        with following(job) as result:
+            home.run_says(job, state=state)
+            until(lambda: not ledger.find(job.id).latest.state.is_active)
+            home.fake.logs[own_id] = "the last words\n"
+            home.fake.set(own_id, status)
+
+    assert result.text == "the last words\n"
+    assert result.verdict is not None
+    assert result.verdict.state is State(status)
+
+
 def test_lost_connection_is_not_the_end_of_the_job(home: Home) -> None:
     with home.ledger() as ledger:
         job = home.submit(ledger)
@@ -258,7 +277,7 @@ def test_queued_job_is_sent_once_when_there_is_room(home: Home) -> None:
             until(lambda: home.fake.jobs)
             home.fake.set(f"{job.id}-1", "SUCCEEDED")
 
-    assert [ended.verdict and ended.verdict.state for ended in (result, other)] == [State.SUCCEEDED] * 2
+    assert result.verdict == other.verdict == Verdict(State.SUCCEEDED)
     assert home.fake.accepted == {f"{job.id}-1": 1}
 
 

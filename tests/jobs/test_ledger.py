@@ -88,6 +88,15 @@ def test_attempt_of_a_number_is_recorded_once(tmp_path: Path) -> None:
         assert ledger.find("tiny").latest == second
 
 
+def test_what_was_seen_earlier_does_not_replace_what_was_recorded_since(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger, Ledger(tmp_path) as other:
+        ledger.add(job(), PACKAGE)
+        seen = ledger.find("tiny").latest
+        other.update(seen, only_as_seen=True, state=State.SUCCEEDED)
+        ledger.update(seen, only_as_seen=True, state=State.STARTING, reason="it prepares")
+        assert ledger.find("tiny").latest == replace(seen, state=State.SUCCEEDED)
+
+
 def test_upload_goes_with_the_last_job_that_has_it(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         first, second = job("tiny-000001"), job("tiny-000002")

@@ -19,6 +19,8 @@ from tltrain.jobs.waiting import reason_to_wait
 POLL_S = 0.5
 QUEUE_POLL_S = 3.0
 RECONNECT_S = 1.0
+LAST_WORDS_S = 30.0
+"""How long a program whose run has ended may take to print what came of it."""
 _READING_SHARE = 0.1  # of the time; a log is read whole each time, so a long one is read less often
 
 
@@ -108,7 +110,7 @@ class Follower:
         return None
 
     def _follow_connected(self, jobs: RayJobs) -> Verdict:
-        attempt = self._job.latest
+        attempt, ended_at = self._job.latest, None
         while True:
             # The state first: what was printed before an end is in the log that is read after it was seen.
             seen = look_at(jobs, [attempt.submission_id])
@@ -119,8 +121,12 @@ class Follower:
             if self._lost:
                 self._tell("Connected again.")
                 self._lost = ""
-            if not self._job.latest.state.is_active or self._job.latest.number != attempt.number:
+            if self._job.latest.number != attempt.number:
                 return self._job.latest.verdict
+            if not self._job.latest.state.is_active:
+                ended_at = ended_at or began
+                if not seen.runs(attempt.submission_id) or began - ended_at > LAST_WORDS_S:
+                    return self._job.latest.verdict
             self._pause(max(POLL_S, reading_s / _READING_SHARE))
 
     def _print_new(self, log: str) -> None:

@@ -128,14 +128,23 @@ class Ledger:
             added = write(_insert("attempts", _ATTEMPT_COLUMNS, "OR IGNORE"), _row_of(attempt))
         return added == 1
 
-    def update(self, attempt: Attempt, **changes: Any) -> None:
-        """Change columns of an attempt."""
+    def update(self, attempt: Attempt, *, only_as_seen: bool = False, **changes: Any) -> None:
+        """Change columns of an attempt.
+
+        only_as_seen: do nothing where another process has recorded another state, cause or reason since `attempt` was
+        read, which may be newer than what the change was made from.
+        """
         changes = {name: value.value if isinstance(value, State | Cause) else value for name, value in changes.items()}
         assert set(changes) <= set(_ATTEMPT_COLUMNS), changes
         assignments = ", ".join(f"{name} = :{name}" for name in changes)
         key = {"job": attempt.job_id, "of": attempt.number}
+        condition = "job_id = :job AND number = :of"
+        if only_as_seen:
+            seen = _row_of(attempt)
+            key |= {f"seen_{name}": seen[name] for name in ("state", "cause", "reason")}
+            condition += " AND state = :seen_state AND cause IS :seen_cause AND reason = :seen_reason"
         with self._writing() as write:
-            write(f"UPDATE attempts SET {assignments} WHERE job_id = :job AND number = :of", changes | key)
+            write(f"UPDATE attempts SET {assignments} WHERE {condition}", changes | key)
 
     def take_from_queue(self, attempt: Attempt) -> bool:
         """Claim a waiting attempt for sending; False where another process was faster."""

@@ -39,6 +39,11 @@ class Seen:
     is_gone: bool = False
     """Whether it is certain that the cluster does not run any more."""
 
+    def runs(self, submission_id: str) -> bool:
+        """Whether the cluster has said that a submission has not ended: it may print more."""
+        info = self.infos.get(submission_id)
+        return info is not None and info.status in ("PENDING", "RUNNING")
+
 
 def judge(attempt: Attempt, seen: Seen, run: Mapping[str, Any] | None, now: float) -> Verdict:
     """Say where an attempt is. `run` is its run.json, None where that cannot be read from here.
@@ -59,7 +64,7 @@ def judge(attempt: Attempt, seen: Seen, run: Mapping[str, Any] | None, now: floa
     is_new_session = attempt.session is not None and seen.session != attempt.session
     if info is None:
         return _judge_missing(attempt, is_new_session, now)
-    if info.status in ("PENDING", "RUNNING") and is_new_session:
+    if seen.runs(attempt.submission_id) and is_new_session:
         return Verdict(State.FAILED, "the cluster was started anew while it ran", Cause.CLUSTER_LOST)
     return _judge_info(info, own, run is not None)
 
@@ -180,7 +185,7 @@ def settle(ledger: Ledger, job: Job, seen: Seen) -> Job:
         changes["ended_at"] = (info.end_time if info else None) or now
     changed = {name: value for name, value in changes.items() if getattr(attempt, name) != value}
     if changed:
-        ledger.update(attempt, **changed)
+        ledger.update(attempt, only_as_seen=True, **changed)
     return ledger.find(job.id)
 
 

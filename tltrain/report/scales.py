@@ -24,7 +24,8 @@ class Axis:
         """Where `value` stands: 0 at `lo`, 1 at `hi`; values outside are moved to the nearer end."""
         value = min(max(value, self.lo), self.hi)
         if self.is_log:
-            return math.log(value / self.lo) / math.log(self.hi / self.lo)
+            # Differences of logarithms: a quotient of the ends may be too large for a float.
+            return (math.log(value) - math.log(self.lo)) / (math.log(self.hi) - math.log(self.lo))
         return (value - self.lo) / (self.hi - self.lo)
 
     def ticks(self, count: int = 5) -> list[float]:
