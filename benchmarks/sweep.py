@@ -249,7 +249,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--repetitions-of-a", type=int, default=3, help="A takes most of the time")
     parser.add_argument("--quick", action="store_true", help="2 learning rates, 1 epoch: to see that it works")
-    parser.add_argument("--tolerance", type=float, default=2e-3, help="median relative difference of E's losses")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="median relative difference of E's losses")
     parser.add_argument("--output", type=Path, help="JSON file for all figures")
     return parser.parse_args()
 
