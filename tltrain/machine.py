@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import subprocess
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -45,3 +47,10 @@ def shared_memory() -> tuple[int, int] | None:
 def open_file_limits() -> tuple[int, int]:
     """Return how many files a process may have open, and how far it may raise that (-1: as far as it likes)."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def devices_text(num_cpus: int, gpus: Sequence[str], num_nodes: int = 1) -> str:
+    """Return CPU cores, the GPUs of these names, and the number of nodes where there are several, as one line."""
+    counted = [f"{count} x {name}" for name, count in Counter(gpus).items()] or ["no GPU"]
+    nodes = [] if num_nodes == 1 else [f"on {num_nodes} nodes"]
+    return ", ".join([*counted, f"{num_cpus} CPU core{'' if num_cpus == 1 else 's'}", *nodes])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import importlib
 import json
 import logging
 import os
@@ -71,10 +70,10 @@ sys.modules[__name__].__class__ = _Module
 def _execute_on_ray(spec: Spec, run: RunFolder, output: Output) -> int:
     if is_finished(spec, run):
         return _tell_finished(run, output)
-    from tltrain.engine.fit import fit
-
     with _while_ray_starts(spec, run) as wait_for_facts:
         facts = wait_for_facts()
+        from tltrain.engine.fit import fit
+
         with _attempt(spec, run, facts, output) as run:
             _train(spec, run, output, lambda follower: fit(spec, run, poll=follower.poll))
         return _print_result(run, output)  # before Ray ends, which takes a second: who follows a job sees it at once
@@ -118,7 +117,7 @@ def _train(spec: Spec, run: RunFolder, output: Output, train: Callable[[RunFollo
 def _execute_sweep(spec: Spec, run: RunFolder, output: Output) -> int:
     if is_finished(spec, run):
         return _tell_finished(run, output)
-    from tltrain.engine.groups import prestart
+    from tltrain.engine.alone import prestart
 
     with _while_ray_starts(spec, run) as wait_for_facts:
         started = prestart(spec)
@@ -166,11 +165,9 @@ def _finish(run: RunFolder, summary: Mapping[str, Any]) -> None:
 def _while_ray_starts(spec: Spec, run: RunFolder) -> Iterator[Callable[[], dict[str, Any]]]:
     """Yield what waits for the facts of a run, connected to Ray: both take seconds, and Ray mostly waits.
 
-    All that either needs has to be imported before: torchvision's modules import each other, and two threads that
-    import them at once get halves of them.
+    What a cluster and its processes need to start imports no torch. The rest of the engine may be imported once the
+    facts are there: torchvision's modules import each other, and two threads that import them at once get halves.
     """
-    for name in ("tltrain.train.explain", "tltrain.engine.fit", "tltrain.engine.sweep"):
-        importlib.import_module(name)
     from tltrain.engine.cluster import connected, describe_devices
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="facts") as executor:

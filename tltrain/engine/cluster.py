@@ -1,4 +1,7 @@
-"""Joining a Ray cluster, or starting a private one on this machine for the length of a run."""
+"""Joining a Ray cluster, or starting a private one on this machine for the length of a run.
+
+Nothing here needs torch, so that a cluster can start while torch is imported, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ import ray
 
 from tltrain.engine.plan import Node, Request, find_shortage, make_request
 from tltrain.errors import LostError, ResourceError
+from tltrain.machine import devices_text
 from tltrain.spec.schema import ResourcesSpec
-from tltrain.train.distributed import devices_text
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from tltrain.engine.alone import run_alone, start_process
 from tltrain.engine.cluster import live_nodes
 from tltrain.engine.fit import GROUP_FAILURES, build_trainer, retry_or_raise, unwrap
 from tltrain.engine.lane_worker import lane_worker
-from tltrain.engine.plan import Request, capacity, make_request
+from tltrain.engine.plan import Request, capacity
 from tltrain.engine.retry import Cause, classify
 from tltrain.errors import OutOfMemoryError
 from tltrain.lease import begin_workers
@@ -29,20 +29,6 @@ SECOND_PASSES = 2
 """Guess of how often the same images are gone through again by lanes that start later."""
 SETTLE_S = 5.0
 """How long the cluster may take to see that a node is gone, or that another has come."""
-
-
-def prestart(spec: Spec) -> list[Any]:
-    """Start the processes of a sweep's groups of one worker, before it is known whether it can begin.
-
-    Returns their handles; none where groups are larger, trials have workers of their own, or there is no room now.
-    """
-    assert spec.sweep is not None
-    nodes = live_nodes()
-    request = make_request(spec.resources, nodes)
-    room = sum(capacity(request, node) for node in nodes)
-    if request.max_workers > 1 or spec.sweep.isolation == "process":
-        return []
-    return [start_process(request) for _ in range(min(room, spec.sweep.num_trials or room))]
 
 
 class WorkerGroups:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from tltrain.environment import num_cores
 from tltrain.errors import ResourceError
+from tltrain.machine import devices_text
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,3 @@ def describe_devices() -> str:
     cuda = torch.cuda
     names = [cuda.get_device_name(index) for index in range(cuda.device_count())] if cuda.is_available() else []
     return devices_text(num_cores(), names)
-
-
-def devices_text(num_cpus: int, gpus: Sequence[str], num_nodes: int = 1) -> str:
-    """Return CPU cores, the GPUs of these names, and the number of nodes where there are several, as one line."""
-    counted = [f"{count} x {name}" for name, count in Counter(gpus).items()] or ["no GPU"]
-    nodes = [] if num_nodes == 1 else [f"on {num_nodes} nodes"]
-    return ", ".join([*counted, f"{num_cpus} CPU core{'' if num_cpus == 1 else 's'}", *nodes])
