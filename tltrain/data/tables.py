@@ -48,7 +48,8 @@ class ColumnSource(Source):
 
     def encoded_sizes(self) -> np.ndarray:
         """Return the number of bytes in each row."""
-        return pc.call_function("binary_length", [self._images]).to_numpy().astype(np.int64)
+        lengths = pc.call_function("binary_length", [self._images]).combine_chunks()
+        return np.from_dlpack(lengths).astype(np.int64)  # its own `to_numpy` imports pandas first
 
     def fingerprint(self) -> str:
         """Return a sha256 over the file's name, the sizes and the labels."""

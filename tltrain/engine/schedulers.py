@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.experiment import Trial
@@ -17,11 +17,14 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.schedulers.pb2 import PB2
 
+from tltrain.engine.turns import TakesTurns
 from tltrain.errors import Problem, SpecError
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import mutations, settled
+
+if TYPE_CHECKING:
+    from tltrain.engine.pb2 import Pb2
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ def make_scheduler(spec: Spec, broker: Any) -> TrialScheduler:
     return scheduler
 
 
-def _make_growing(spec: Spec, options: dict[str, Any]) -> _Pbt | _Pb2:
+def _make_growing(spec: Spec, options: dict[str, Any]) -> _Pbt | Pb2:
     assert spec.sweep is not None
     name, mutable = spec.sweep.scheduler, mutations(spec)
     if not mutable:
@@ -85,7 +88,9 @@ def _make_growing(spec: Spec, options: dict[str, Any]) -> _Pbt | _Pb2:
         raise SpecError(
             Problem("pb2 needs scikit-learn", "Install it: pip install scikit-learn", key="sweep.scheduler")
         )
-    return _Pb2(**common, hyperparam_bounds=_nested({key: bounds[:2] for key, (_, bounds) in mutable.items()}))
+    from tltrain.engine.pb2 import Pb2
+
+    return Pb2(**common, hyperparam_bounds=_nested({key: bounds[:2] for key, (_, bounds) in mutable.items()}))
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
@@ -112,63 +117,19 @@ def to_tune(kind: str, arguments: list[Any]) -> Any:
     return domains[kind](*arguments) if kind in domains else list(arguments)
 
 
-class _TakesTurns:
-    """Mixed into a scheduler: a trial whose lane goes on makes room for another trial while the lane trains.
-
-    A paused trial costs no state on disk, since its lane lives in the worker group. Trials with the fewest epochs come
-    first, so lanes stay abreast and share their batches.
-
-    takes_turns: not so where each trial has workers of its own, which would wait for their trial to come back while
-    the trials that took its place wait for workers.
-    """
-
-    broker: Any
-    takes_turns = True
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Decide as the scheduler does; let the lane go on at once, and pause its trial where another waits."""
-        decision = super().on_trial_result(tune_controller, trial, result)  # pyright: ignore[reportAttributeAccessIssue]
-        if not self.takes_turns or decision in (TrialScheduler.STOP, TrialScheduler.NOOP) or trial.is_saving:
-            return decision
-        if not self._goes_on(trial, decision):
-            tune_controller.pause_trial(trial, should_checkpoint=False)
-            return TrialScheduler.NOOP
-        self.broker.allow.remote(str(trial), result["epoch"] + 1)
-        # Without a trial that waits, Ray Tune would end the process instead of keeping it for the next trial.
-        if not any(other.status == Trial.PENDING for other in tune_controller.get_live_trials()):
-            return TrialScheduler.CONTINUE
-        tune_controller.pause_trial(trial, should_checkpoint=False)
-        return TrialScheduler.NOOP
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """Return the trial that has the fewest epochs of those that may run."""
-        waiting = [trial for trial in tune_controller.get_trials() if self._may_run(trial)]
-        return min(waiting, key=lambda trial: trial.last_result.get("epoch", 0), default=None)
-
-    def _goes_on(self, trial: Trial, decision: str) -> bool:
-        return True
-
-    def _may_run(self, trial: Trial) -> bool:
-        return trial.status in (Trial.PENDING, Trial.PAUSED)
-
-
-class _Asha(_TakesTurns, ASHAScheduler):
+class _Asha(TakesTurns, ASHAScheduler):
     pass
 
 
-class _Median(_TakesTurns, MedianStoppingRule):
+class _Median(TakesTurns, MedianStoppingRule):
     pass
 
 
-class _Pbt(_TakesTurns, PopulationBasedTraining):
+class _Pbt(TakesTurns, PopulationBasedTraining):
     pass
 
 
-class _Pb2(_TakesTurns, PB2):
-    pass
-
-
-class _HyperBand(_TakesTurns, HyperBandScheduler):
+class _HyperBand(TakesTurns, HyperBandScheduler):
     """A trial at a milestone is held until its whole bracket is there."""
 
     def __init__(self, **options: Any) -> None:
