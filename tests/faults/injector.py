@@ -52,26 +52,26 @@ def count_calls() -> Counter[str]:
     """Return a counter of the calls of every place in this process from now on."""
     counts: Counter[str] = Counter()
     for place in PLACES:
-        _intercept(place, lambda call, place=place: _counted(counts, place, call))
+        intercept(place, lambda call, place=place: _counted(counts, place, call))
     return counts
 
 
-def arm(fault: Fault) -> None:
-    """Make `fault` happen in this process."""
-    calls = 0
+def arm(fault: Fault, act: Callable[[Fault], None] | None = None) -> None:
+    """Make `fault` happen in this process; `act` does it, by default as the fault's action says."""
+    calls, act = 0, act or _act
 
     def breaking(call: Callable[[], Any]) -> Any:
         nonlocal calls
         calls += 1
         is_due = calls == fault.call
         if is_due and fault.moment == BEFORE:
-            _act(fault)
+            act(fault)
         result = call()
         if is_due and fault.moment == AFTER:
-            _act(fault)
+            act(fault)
         return result
 
-    _intercept(fault.place, breaking)
+    intercept(fault.place, breaking)
 
 
 def _counted(counts: Counter[str], place: str, call: Callable[[], Any]) -> Any:
@@ -85,7 +85,7 @@ def _act(fault: Fault) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _intercept(place: str, around: Callable[[Callable[[], Any]], Any]) -> None:
+def intercept(place: str, around: Callable[[Callable[[], Any]], Any]) -> None:
     """Let `around` decide on every call of the function at `place`; it is given the call to make."""
     module, _, path = PLACES[place].partition(":")
     *owners, name = path.split(".")
