@@ -7,12 +7,17 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tltrain.progress import Bar
 from tltrain.report import lines
+from tltrain.report.batch_lines import batch_lines
 from tltrain.report.trial_lines import trial_line
+from tltrain.spec.schema import Spec
 from tltrain.terminal import Show, shown_in_place
+
+if TYPE_CHECKING:
+    from tltrain.train.batch_size import FoundBatchSize
 
 PLAIN_INTERVAL_S = 60.0
 """Seconds between two lines that say how far it is, where no bar can be drawn."""
@@ -32,6 +37,12 @@ class Output:
         """Print a line about how it goes to stderr."""
         if not self._quiet:
             print(text, file=sys.stderr, flush=True)
+
+    def batch_size(self, found: FoundBatchSize, spec: Spec) -> None:
+        """Print what `train.batch_size: auto` has found for `spec`."""
+        for line in batch_lines(found.to_dict(), spec.optim):
+            self.tell(line)
+        self._event("batch_size", found.to_dict())
 
     def start(self, facts: Mapping[str, Any]) -> None:
         """Print what is known before it begins."""

@@ -24,6 +24,7 @@ from tltrain.output import Output
 from tltrain.progress import PROGRESS_FOLDER
 from tltrain.report import lines
 from tltrain.run_folder import Result, RunFolder
+from tltrain.settle import settled_here, settled_locally, settled_on_ray
 from tltrain.spec.load import LoadedSpec, load_spec
 from tltrain.spec.schema import Spec
 from tltrain.track.tracking import check_packages, tracked
@@ -44,7 +45,8 @@ def execute(loaded: LoadedSpec, *, local: bool, output: Output | None = None) ->
         if spec.sweep is not None:
             raise SpecError("a sweep needs Ray", "Leave --local out, or train one trial with --set sweep=null")
         return _execute_local(spec, run, output)
-    return _execute_on_ray(spec, run, output) if spec.sweep is None else _execute_sweep(spec, run, output)
+    with settled_on_ray(spec, run, output.batch_size) as spec:
+        return _execute_on_ray(spec, run, output) if spec.sweep is None else _execute_sweep(spec, run, output)
 
 
 def run_spec(spec: Spec, *, local: bool = False) -> Result:
@@ -87,6 +89,7 @@ def _execute_local(spec: Spec, run: RunFolder, output: Output) -> int:
 
     wants_gpu = spec.resources.gpus_per_worker != 0 and torch.cuda.is_available()
     group = group_from_environment(use_gpu=wants_gpu, timeout_s=spec.resources.collective_timeout_s)
+    spec = settled_locally(spec, run, group, output.batch_size)
     if group.broadcast(is_finished(spec, run) if group.is_first else None):
         return _tell_finished(run, output) if group.is_first else 0
     if not group.is_first:
@@ -203,11 +206,12 @@ def explain(loaded: LoadedSpec, *, as_json: bool) -> int:
     """Print what `loaded` would do: stages, frozen or trained, rates, costs, data counts. Returns the exit code."""
     from tltrain.train.explain import explain as work_out
 
-    explanation = work_out(loaded.spec)
+    spec = settled_here(loaded.spec, Output().batch_size)
+    explanation = work_out(spec)
     if as_json:
         print(json.dumps(explanation.to_dict(), indent=2))
     else:
-        print("\n".join(lines.explanation(explanation.to_dict(), workers_text(loaded.spec))))
+        print("\n".join(lines.explanation(explanation.to_dict(), workers_text(spec))))
     return 0
 
 
@@ -223,8 +227,9 @@ def plan(loaded: LoadedSpec, cluster: str | None, *, as_json: bool) -> int:
     from tltrain.train.planning import plan as work_out
 
     described = load_cluster(cluster).cluster if cluster is not None else None
-    room = find_room(loaded.spec.resources)
-    worked_out = work_out(loaded.spec, groups=room.groups, workers=room.workers, device=room.device).to_dict()
+    spec = settled_here(loaded.spec, Output().batch_size)
+    room = find_room(spec.resources)
+    worked_out = work_out(spec, groups=room.groups, workers=room.workers, device=room.device).to_dict()
     if described is not None:
         worked_out = with_cost(worked_out, described.price_per_worker_hour, described.currency)
     print(json.dumps(worked_out, indent=2) if as_json else "\n".join(plan_lines(worked_out, room.where)))

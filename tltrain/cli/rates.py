@@ -35,15 +35,18 @@ def lr_find(
 ) -> None:
     """Try many learning rates at once, each for a few steps; suggest one."""
     loaded = load(spec, sets)
+    from tltrain.output import Output
     from tltrain.report.rate_lines import rate_lines
     from tltrain.report.rate_page import rate_page
+    from tltrain.settle import settled_here
     from tltrain.spec.yaml_text import parse_scalar
     from tltrain.storage import Folder
     from tltrain.train.lr_find import find_here, rates_between, searched_depths
 
+    settled = settled_here(loaded.spec, Output().batch_size)
     depths = [parse_scalar(depth) for depth in freeze_depth or ()] or searched_depths(loaded.spec)
     tell = logging.getLogger("tltrain").info
-    found = find_here(loaded.spec, rates_between(lowest, highest, rates), depths, steps=steps, tell=tell).to_dict()
+    found = find_here(settled, rates_between(lowest, highest, rates), depths, steps=steps, tell=tell).to_dict()
     page = out or Path(f"{loaded.spec.name}-lr-find.html")
     Folder.open(str(page.parent)).write_bytes(page.name, rate_page(loaded.spec.name, found).encode())
     print(json.dumps(found, indent=2) if as_json else "\n".join([*rate_lines(found), "", f"Picture     {page}"]))

@@ -44,10 +44,12 @@ def plan_job(spec: Spec, loaded: LoadedCluster, options: Options) -> tuple[Job, 
     package = build_package(spec, options.uploads, with_tltrain=options.with_tltrain)
     workers = spec.resources.num_workers
     most_workers = workers if isinstance(workers, int) else workers.max
+    batch_size = spec.train.batch_size
     request: dict[str, Any] = {
         **request_of(spec.resources),
         "accumulation_steps": spec.train.accumulation_steps,
-        "most_accumulation_steps": spec.train.batch_size // most_workers,
+        # A batch size that is found by trying fits: more parts would not help.
+        "most_accumulation_steps": 1 if batch_size == "auto" else batch_size // most_workers,
     }
     job = Job(
         id=new_job_id(spec.name),

@@ -208,7 +208,7 @@ def _phases_follow_each_other(spec: Spec) -> Iterator[Problem]:
 def _batch_is_shared_out(spec: Spec) -> Iterator[Problem]:
     workers, steps = spec.resources.num_workers, spec.train.accumulation_steps
     most = workers.max if isinstance(workers, ElasticWorkers) else workers
-    if spec.train.batch_size < most * steps:
+    if spec.train.batch_size != "auto" and spec.train.batch_size < most * steps:
         parts = f"{most} workers" + (f" x {steps} accumulation steps" if steps > 1 else "")
         what = f"a batch of {spec.train.batch_size} cannot be shared out to {parts}"
         yield Problem(what, f"Give at least {most * steps}, or lower the others", key="train.batch_size")

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tltrain.errors import Problem, SpecError
+
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 SPEC_VERSION = 1
 
@@ -141,8 +143,8 @@ class TrainSpec(Section):
 
     epochs: Count = 5
     """Passes over the training images."""
-    batch_size: Count = 64
-    """Images per optimiser step, over all workers and accumulation steps together."""
+    batch_size: Count | Literal["auto"] = 64
+    """Images per optimiser step, over all workers and accumulation steps together; `auto` finds the most that fit."""
     accumulation_steps: Count = 1
     """Parts in which each worker computes its share of a batch, to save memory."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -167,6 +169,13 @@ class TrainSpec(Section):
     """Compile the trained layers with torch.compile."""
     deterministic: bool = False
     """Ask for deterministic algorithms on GPUs too (slower). CPU runs are deterministic anyway."""
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size` as a number. Raises SpecError where it is `auto`, which every run settles before it begins."""
+        if self.batch_size == "auto":
+            raise SpecError(Problem("auto stands for no number here", "Give one", key="train.batch_size"))
+        return self.batch_size
 
     @property
     def unfreeze_phases(self) -> list[UnfreezeSpec]:

@@ -83,7 +83,7 @@ def calibrate(lanes: Mapping[int, Spec], *, num_workers: int, device: torch.devi
     return Calibration(
         num_train=len(splits.train),
         num_val=len(splits.val) if splits.val else 0,
-        steps_per_epoch=steps_per_epoch(len(splits.train), spec.train.batch_size),
+        steps_per_epoch=steps_per_epoch(len(splits.train), spec.train.images_per_step),
         batches=measured,
         decode_s=_typical(bench.decode_s),
         cuts=bench.recorder.cuts([stage.name for stage in network.staged.stages]),
@@ -108,10 +108,10 @@ class _Bench:
         self._spec = next(iter(lanes.values()))
         self._splits, self._preprocessing = splits, preprocessing
         self._group = Group(0, 1, 0, 1, device)
-        self._batch_size = -(-self._spec.train.batch_size // num_workers)
+        self._batch_size = -(-self._spec.train.images_per_step // num_workers)
         self._part = -(-self._batch_size // self._spec.train.accumulation_steps)
         self._taps = Taps(network.staged, preprocessing, self._spec, self._group, self._part)
-        clock = Clock(steps_per_epoch(len(splits.train), self._spec.train.batch_size), self._spec.train.epochs)
+        clock = Clock(steps_per_epoch(len(splits.train), self._spec.train.images_per_step), self._spec.train.epochs)
         self.lanes = {
             depth: Lane(f"depth-{depth}", spec, network.staged, self._group, clock)
             for depth, spec in sorted(lanes.items())

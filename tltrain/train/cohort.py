@@ -42,7 +42,7 @@ class Cohort:
         for lane in lanes:
             lane.begin_epoch(epoch)
         self._meter.begin_epoch(epoch + 1, max(lane.clock.epochs for lane in lanes), lanes=len(lanes))
-        self._meter.begin("training", self._steps_per_epoch * self.spec.train.batch_size)
+        self._meter.begin("training", self._steps_per_epoch * self.spec.train.images_per_step)
         every = self.spec.checkpoint.every_steps
         for batch in self._phases.images(batches):
             self._train_batch(lanes, batch.to(self.group.device), kept)
@@ -65,7 +65,7 @@ class Cohort:
             for lane in lanes:
                 lane.update(batch.epoch * self._steps_per_epoch + batch.step)
         self.timer.add_batch(batch.count)
-        self._meter.at((batch.step + 1) * self.spec.train.batch_size)
+        self._meter.at((batch.step + 1) * self.spec.train.images_per_step)
 
     def end_epoch(self, lanes: list[Lane], epoch: int, validation: Validation | None) -> list[dict[str, Any]]:
         """Validate `lanes` after `epoch` and return a row of metrics for each; every rank calls it."""

@@ -78,7 +78,7 @@ def explain(spec: Spec) -> Explanation:
         num_train=len(splits.train),
         num_val=len(splits.val) if splits.val else 0,
         num_test=len(splits.test) if splits.test else 0,
-        steps_per_epoch=steps_per_epoch(len(splits.train), spec.train.batch_size),
+        steps_per_epoch=steps_per_epoch(len(splits.train), spec.train.images_per_step),
         image_size=preprocessing.crop_size,
         data_fingerprint=splits.fingerprint,
         stages=stages,
@@ -87,9 +87,9 @@ def explain(spec: Spec) -> Explanation:
 
 
 def _size_notes(spec: Spec, num_images: int) -> list[str]:
-    if num_images >= spec.train.batch_size:
+    if num_images >= spec.train.images_per_step:
         return []
-    return [f"{num_images} training images are fewer than a batch of {spec.train.batch_size}: one step per epoch"]
+    return [f"{num_images} training images are fewer than a batch of {spec.train.images_per_step}: one step per epoch"]
 
 
 def check(spec: Spec) -> tuple[Splits, Network]:

@@ -86,7 +86,7 @@ def find_learning_rate(
         model=spec.model.name or spec.model.factory or "",
         optimizer=spec.optim.name,
         steps=steps,
-        batch_size=spec.train.batch_size,
+        batch_size=spec.train.images_per_step,
         num_images=len(bench.splits.train),
         seconds=time.perf_counter() - began,
         depths=tuple(_results(bench, curves)),

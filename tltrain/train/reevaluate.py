@@ -64,7 +64,7 @@ def _outputs(model: FinishedModel, split: Split, settings: DataSpec) -> tuple[Te
     batches = eval_batches(
         split,
         model.network.preprocessing,
-        batch_size=model.place.train.batch_size,
+        batch_size=model.place.train.images_per_step,
         rank=0,
         world_size=1,
         num_workers=resolve_loader_workers(settings.num_loader_workers),

@@ -80,7 +80,7 @@ class Session:
         self.clock = self.lane.clock
         self.checkpoints = Checkpoints(run.checkpoints, keep=spec.checkpoint.keep)
         self._earlier_s: dict[str, float] = {}
-        self._info = {"batch_size": spec.train.batch_size, "data_fingerprint": self.bench.splits.fingerprint}
+        self._info = {"batch_size": spec.train.images_per_step, "data_fingerprint": self.bench.splits.fingerprint}
 
     def pretrained_fingerprint(self) -> str:
         """Return the sha256 of the pretrained network, which must never move (rank 0; empty elsewhere)."""

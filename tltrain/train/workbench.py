@@ -66,8 +66,8 @@ class Workbench:
         self.splits = load_splits(spec.data, spec.seed, allow_code=spec.allow_code, check_leakage=False)
         self.network = load_network(spec, run, group, num_classes=len(self.splits.classes))
         self.preprocessing = resolve_preprocessing(spec.data, self.network.preprocessing)
-        self.steps_per_epoch = steps_per_epoch(len(self.splits.train), spec.train.batch_size)
-        local_batch = -(-spec.train.batch_size // group.world_size)
+        self.steps_per_epoch = steps_per_epoch(len(self.splits.train), spec.train.images_per_step)
+        local_batch = -(-spec.train.images_per_step // group.world_size)
         part = -(-local_batch // spec.train.accumulation_steps)
         self.taps = Taps(self.network.staged, self.preprocessing, spec, group, part)
         self.phases = Phases(group.device)
@@ -111,7 +111,7 @@ class Workbench:
             return bare_train_batches(
                 self.splits.train,
                 seed=seed,
-                batch_size=self.spec.train.batch_size,
+                batch_size=self.spec.train.images_per_step,
                 rank=self.group.rank,
                 world_size=self.group.world_size,
                 epoch=epoch,
@@ -142,7 +142,7 @@ class Workbench:
             self.preprocessing,
             self.spec.data,
             seed=seed,
-            batch_size=self.spec.train.batch_size,
+            batch_size=self.spec.train.images_per_step,
             rank=self.group.rank,
             world_size=self.group.world_size,
             start_epoch=epoch,
@@ -173,12 +173,12 @@ class Workbench:
 
         def batches(depths: Collection[int]) -> Iterator[Batch]:
             if can_do_without_images(depths, kept):
-                return bare_eval_batches(split, batch_size=self.spec.train.batch_size, **place)
+                return bare_eval_batches(split, batch_size=self.spec.train.images_per_step, **place)
             has_all = decoded is not None and bool(decoded.filled[self.group.rank :: self.group.world_size].all())
             return eval_batches(
                 split,
                 self.preprocessing,
-                batch_size=self.spec.train.batch_size,
+                batch_size=self.spec.train.images_per_step,
                 num_workers=0 if has_all else self._num_loader_workers,
                 pin_memory=self.group.device.type == "cuda",
                 decoded=decoded,
