@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 import pytest
 
-from tltrain.disk import TEMPORARY, make_folder, replacing
+from tltrain import disk
+from tltrain.disk import TEMPORARY, delete_unfinished, make_folder, replacing, stamps
 
 
 def mode_of(path: Path) -> int:
@@ -44,6 +45,15 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_what_a_killed_process_was_writing_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in (".file.01234567.tmp", "deep/.file.01234567.tmp", "file.tmp", ".hidden"):
+        (tmp_path / name).write_bytes(b"half")
+    delete_unfinished(tmp_path)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == [".hidden", "deep", "file.tmp"]
+
+
 def test_private_files_and_folders_are_so_from_the_start(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
     old = os.umask(0)
@@ -66,3 +76,20 @@ def test_relative_paths_are_taken_from_the_current_directory(tmp_path: Path, mon
     make_folder("a/b")
     assert (tmp_path / "file").read_bytes() == b"here"
     assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("at_once_s", [1.0, 0.0], ids=["told at once", "on a slow disk"])
+def test_stamps_are_those_of_files_and_of_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once_s: float
+) -> None:
+    monkeypatch.setattr(disk, "_AT_ONCE_S", at_once_s)
+    for number in range(0, 900, 3):
+        (tmp_path / f"{number}").write_bytes(b"x" * number)
+    (tmp_path / "folder").mkdir()
+    paths = [str(tmp_path / f"{number}") for number in range(900)]
+
+    found = stamps([*paths, str(tmp_path / "folder"), str(tmp_path / "0" / "below a file")])
+
+    assert [stamp is not None for stamp in found] == [number % 3 == 0 for number in range(900)] + [False, False]
+    assert [stamp[1] for stamp in found if stamp] == list(range(0, 900, 3))
+    assert found[3] == ((tmp_path / "3").stat().st_mtime_ns, 3)

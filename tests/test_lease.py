@@ -259,3 +259,14 @@ def test_of_two_processes_on_one_run_one_trains_and_one_that_wakes_up_late_write
     assert run.checkpoints.names() == checkpoints
     assert run.state()["state"] == "finished"
     assert [row["epoch"] for row in run.metrics()] == list(range(1, 9))
+
+
+def test_halves_of_files_that_killed_processes_leave_are_deleted(local: Folder) -> None:
+    """Those of an earlier attempt at the beginning, those of this attempt's workers at its end."""
+    local.write_bytes(".file.01234567.tmp", b"half")
+    path = local.local_path
+    assert path is not None
+    with hold(local):
+        assert [file.name for file in path.glob(".*")] == []
+        local.child("lanes").write_bytes(".file.01234567.tmp", b"half")
+    assert list(path.rglob(".*")) == []

@@ -50,10 +50,13 @@ def test_a_finished_run_says_so_and_trains_nothing(tmp_path: Path, capsys: pytes
     path = spec_file(tmp_path)
     execute(path)
     capsys.readouterr()
+    page = tmp_path / "runs" / "tiny" / "report.html"
+    page.unlink()  # as if the process had been killed before it was written
     assert execute(path) == 0
     output = capsys.readouterr()
     assert "is finished already" in output.err
     assert "Test accuracy" in output.out
+    assert page.exists()
 
 
 def test_another_spec_under_the_same_name_is_refused_key_by_key(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tltrain.disk import delete_unfinished
 from tltrain.errors import Problem, ResourceError, RunError, StorageError
 from tltrain.storage import Folder
 
@@ -96,6 +97,7 @@ def hold(folder: Folder) -> Iterator[Folder]:
     lease = _Lease(folder, 1 if before is None else before.attempt + 1)
     lease.take()
     try:
+        _clear_litter(folder)
         yield folder.guarded(lease)
     finally:
         lease.release()
@@ -139,6 +141,8 @@ class _Lease:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(RunError), _logged(self._folder), self._lock:
+            self()
+            _clear_litter(self._folder)
             self._renew(released=True)
 
     def begin_workers(self, group: str) -> dict[str, Any]:
@@ -214,6 +218,14 @@ def _wait_for_end(folder: Folder, holder: Holder) -> None:
             return
         if now != holder:
             raise _held(folder, now)
+
+
+def _clear_litter(folder: Folder) -> None:
+    """Delete the halves of files that killed processes were writing, while nobody else writes; they do no harm."""
+    path = folder.local_path
+    if path is not None:
+        with contextlib.suppress(OSError):
+            delete_unfinished(path)
 
 
 def _held(folder: Folder, holder: Holder) -> ResourceError:

@@ -180,6 +180,10 @@ def _while_ray_starts(spec: Spec, run: RunFolder) -> Iterator[Callable[[], dict[
 
 
 def _tell_finished(run: RunFolder, output: Output) -> int:
+    from tltrain.report.page import REPORT_FILE, write_report
+
+    if not run.folder.exists(REPORT_FILE):  # its process ended before it was written
+        write_report(run)
     output.tell(f"Run {run.name} is finished already; nothing was trained.")
     return _print_result(run, output)
 

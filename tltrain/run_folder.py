@@ -135,14 +135,20 @@ class RunFolder:
     def record_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows with `lane` (str), `step` (int) and more; a row of the same lane and step is replaced."""
         table = {_key(row): row for row in [*self.metrics(), *map(dict, rows)]}
-        self._write_metrics(table.values())
+        self.replace_metrics(table.values())
+
+    def replace_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write these rows, in the place of all that were there."""
+        ordered = sorted(rows, key=lambda row: (row["step"], row["lane"]))
+        lines = [json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in ordered]
+        self.folder.write_bytes(METRICS_FILE, _encode("".join(lines)))
 
     def drop_metrics_after(self, step: int) -> None:
         """Drop the rows of later steps, which a run that resumes at `step` will write again."""
         rows = self.metrics()
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
-            self._write_metrics(kept)
+            self.replace_metrics(kept)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file; numbers that are not finite become null."""
@@ -156,11 +162,6 @@ class RunFolder:
             return json.loads(text)
         except ValueError as error:
             raise self._damaged(name, str(error)) from error
-
-    def _write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        ordered = sorted(rows, key=lambda row: (row["step"], row["lane"]))
-        lines = [json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in ordered]
-        self.folder.write_bytes(METRICS_FILE, _encode("".join(lines)))
 
     def _text(self, name: str) -> str:
         try:

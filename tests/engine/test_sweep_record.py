@@ -56,6 +56,23 @@ def test_what_has_ended_is_not_run_again_after_a_restart(run: RunFolder) -> None
     assert len(again.rows) == 2
 
 
+def test_rows_of_a_trial_that_starts_again_and_is_stopped_earlier_do_not_stay(run: RunFolder) -> None:
+    record = SweepRecord(run, SWEEP)
+    record.add([Trial("t0000", {}), Trial("t0001", {})])
+    record.note([row("t0000", 1, 0.5), row("t0001", 1, 0.6), row("t0000", 2, 0.7), row("t0000", 3, 0.9)])
+    record.write()
+    again = SweepRecord(run, SWEEP)
+    again.restart("t0000", 1)
+    again.note([row("t0000", 2, 0.8), Event("dropped", "t0000", 2)])
+    again.write()
+    assert [(each["lane"], each["epoch"], each["val_top1"]) for each in run.metrics()] == [
+        ("t0000", 1, 0.5),
+        ("t0001", 1, 0.6),
+        ("t0000", 2, 0.8),
+    ]
+    assert (again.trials["t0000"]["state"], again.trials["t0000"]["epochs"]) == ("stopped", 2)
+
+
 def test_rows_of_confirmation_lanes_are_kept_but_are_no_trials(run: RunFolder) -> None:
     record = SweepRecord(run, SWEEP)
     record.add([Trial("t0000", {})])

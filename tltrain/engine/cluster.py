@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import ray
 
 from tltrain.engine.plan import Node, Request, find_shortage, make_request
+from tltrain.engine.scratch import scratch_folder
 from tltrain.errors import LostError, ResourceError
 from tltrain.machine import devices_text
 from tltrain.spec.schema import ResourcesSpec
@@ -87,7 +87,7 @@ def private_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for name, value in {**ENVIRONMENT, **PRIVATE_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
-    with tempfile.TemporaryDirectory(prefix="tltrain-ray-", ignore_cleanup_errors=True) as folder:
+    with scratch_folder("tltrain-ray-") as folder:
         try:
             ray.init(
                 address="local",

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from tltrain.engine.broker import Ticket
 from tltrain.engine.broker_actor import start_broker
-from tltrain.engine.cluster import connected, live_nodes, wait_for_room
-from tltrain.engine.fit import RAY_FOLDER
+from tltrain.engine.cluster import connected, live_nodes, wait_for_room, wait_for_room_again
+from tltrain.engine.fit import RAY_FOLDER, retry_or_raise
 from tltrain.engine.groups import WorkerGroups
 from tltrain.engine.plan import Request, capacity
 from tltrain.engine.preflight import preflight
@@ -46,20 +47,30 @@ def sweep(
     """Run or resume the sweep of `spec` in `run` and return the summary of its winner.
 
     shares: stage name -> share of the forward cost, to spread lanes evenly. `poll` is called a few times a second
-    with what is known so far. started: processes from `prestart`, where the caller is connected. Raises SpecError,
-    ResourceError, RunError or what a worker raised.
+    with what is known so far. started: processes from `prestart`, where the caller is connected. Where the broker's
+    process dies, the search begins anew with what had not ended. Raises SpecError, ResourceError, RunError or what a
+    worker raised.
     """
     assert spec.sweep is not None
     record = prepare_trials(spec, run)
     with connected():
-        request = wait_for_room(spec.resources)
-        preflight(spec, run, request)
-        num_groups = count_groups(request, len(record.trials) or spec.sweep.num_trials or 1)
-        run.update(workers=num_groups * request.max_workers, groups=num_groups)
-        driver = _Driver(spec, run, record, request, num_groups, shares, poll, started)
-        summary = driver.run()
-    run.folder.delete(RAY_FOLDER)
-    return summary
+        failures = 0
+        while True:
+            wait = wait_for_room_again if failures else wait_for_room
+            request = wait(spec.resources, run)
+            if failures == 0:
+                preflight(spec, run, request)
+            num_groups = count_groups(request, len(record.trials) or spec.sweep.num_trials or 1)
+            run.update(workers=num_groups * request.max_workers, groups=num_groups)
+            driver = _Driver(spec, run, record, request, num_groups, shares, poll, () if failures else started)
+            try:
+                summary = driver.run()
+                run.folder.delete(RAY_FOLDER)
+                return summary
+            except RayActorError as error:  # the broker's: a group's is dealt with where the group is watched
+                record.write()
+                retry_or_raise(error, failures, spec.resources.max_failures)
+                failures += 1
 
 
 def prepare_trials(spec: Spec, run: RunFolder) -> SweepRecord:
@@ -141,12 +152,14 @@ class _Driver:
             raise RunError("no trial of the sweep has a result", "See the reasons in trials.json")
 
     def _resumed(self, trial: Trial) -> Ticket:
-        """Return the ticket of a trial, from its newest saved state if it had begun before."""
+        """Return the ticket of a trial, from its newest saved state if it had begun before.
+
+        Not from one whose epochs have no rows: these were lost with the driver, and come anew.
+        """
         ticket = self._make_ticket(trial.name, trial.values)
-        state = newest_state(self._run, trial.name)
-        # Rows that were lost with the driver come anew, from the start.
-        has_rows = state is not None and state[1] <= self._record.trials[trial.name]["epochs"]
-        if state is not None and has_rows and self._sweep.scheduler not in ("pbt", "pb2", "hyperband"):
+        starts_over = self._sweep.scheduler in ("pbt", "pb2", "hyperband")
+        state = newest_state(self._run, trial.name, most=0 if starts_over else self._record.epochs_of(trial.name))
+        if state is not None:
             ticket = dataclasses.replace(ticket, start=state[0], start_epoch=state[1])
         self._record.restart(trial.name, ticket.start_epoch)
         return ticket

@@ -29,6 +29,7 @@ class SweepRecord:
         self.rows: list[dict[str, Any]] = run.metrics()
         self._seen = {(row["lane"], row["epoch"]) for row in self.rows}
         self._new_rows: list[dict[str, Any]] = []
+        self._has_dropped_rows = False
         self._written_at = 0.0
         self._started: dict[str, float] = {}
         self._saved: dict[str, str] = {}
@@ -95,7 +96,10 @@ class SweepRecord:
     def restart(self, trial: str, epoch: int) -> None:
         """A trial goes on after `epoch` epochs: what an earlier attempt told of later ones is forgotten."""
         entry = self.trials[trial]
-        self.rows = [row for row in self.rows if row["lane"] != trial or row["epoch"] <= epoch]
+        kept = [row for row in self.rows if row["lane"] != trial or row["epoch"] <= epoch]
+        # They may not come anew: what a scheduler decides by was lost as well, and it may stop the trial earlier.
+        self._has_dropped_rows |= len(kept) < len(self.rows)
+        self.rows = kept
         self._seen = {(row["lane"], row["epoch"]) for row in self.rows}
         entry |= {"epochs": 0, "best": None}
         for row in self.rows:
@@ -131,9 +135,11 @@ class SweepRecord:
         """Write both files; without `now` only if the last time was some seconds ago."""
         if not now and time.monotonic() - self._written_at < WRITE_INTERVAL_S:
             return
-        if self._new_rows:
+        if self._has_dropped_rows:
+            self._run.replace_metrics(self.rows)
+        elif self._new_rows:
             self._run.record_metrics(self._new_rows)
-            self._new_rows = []
+        self._new_rows, self._has_dropped_rows = [], False
         self._run.write_json(TRIALS_FILE, list(self.trials.values()))
         self._written_at = time.monotonic()
 

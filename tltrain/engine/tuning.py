@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ray.tune.stopper import Stopper
 from tltrain.engine.broker import Standing, State
 from tltrain.engine.proposals import make_searcher
 from tltrain.engine.schedulers import GROWING, make_scheduler
+from tltrain.engine.scratch import scratch_folder
 from tltrain.engine.trial import LaneTrial
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial
@@ -85,7 +85,7 @@ def run_tune(
     with (
         quiet(),
         _seeded(spec.seed),
-        tempfile.TemporaryDirectory(prefix="tltrain-tune-", ignore_cleanup_errors=True) as folder,
+        scratch_folder("tltrain-tune-") as folder,
     ):
         # Nothing waits for the trials of a plain search: their lanes train without them.
         is_plain = spec.sweep.scheduler == "fifo" and searcher is None

@@ -43,10 +43,13 @@ def _is_of(winner: RunFolder, own: Spec) -> bool:
 
 
 def end_winner(sweep: RunFolder, summary: Mapping[str, Any]) -> None:
-    """Note that the winner is trained, and copy what people look for first into the sweep's folder."""
+    """Copy what people look for first into the sweep's folder, and note that the winner is trained.
+
+    In this order: where it is noted, nothing is left to do.
+    """
     winner, state = RunFolder(sweep.folder.child(WINNER)), sweep.state()
-    shared = {name: state[name] for name in ("classes", "versions") if name in state}
-    winner.update(state="finished", finished_at=time.time(), **shared, **summary)
     for name in COPIED:
         if winner.folder.exists(name):
             sweep.folder.write_bytes(name, winner.folder.read_bytes(name))
+    shared = {name: state[name] for name in ("classes", "versions") if name in state}
+    winner.update(state="finished", finished_at=time.time(), **shared, **summary)

@@ -115,6 +115,13 @@ class Checkpoints:
         self.wait()
         self._prune({self._protected})
 
+    def delete_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps, for a run that goes back to `step`."""
+        self.wait()
+        for later in self._all_steps():
+            if later > step:
+                self._delete(later)
+
     def _delete_remains(self) -> None:
         for step in self._all_steps():
             if not self._at(step).exists(COMMIT):

@@ -193,10 +193,15 @@ class LaneGroup:
             self._folder.close()
 
 
-def newest_state(run: RunFolder, trial: str) -> tuple[str, int] | None:
-    """Return name and epoch of the newest good state of `trial`'s lane in the sweep `run`, None where there is none."""
+def newest_state(run: RunFolder, trial: str, *, most: int) -> tuple[str, int] | None:
+    """Return name and epoch of the newest good state of `trial`'s lane in the sweep `run`, None where there is none.
+
+    Of those after at most so many epochs: later ones are deleted, for the lane will save others in their place.
+    """
+    states = Checkpoints(run.folder.child("lanes", trial), keep=KEPT_STATES)
+    states.delete_after(most)
     try:
-        checkpoint = Checkpoints(run.folder.child("lanes", trial), keep=KEPT_STATES).newest()
+        checkpoint = states.newest()
     except CheckpointError:
         return None  # the lane is trained again, from its start
     return None if checkpoint is None else (f"{trial}/{checkpoint.step}", checkpoint.step)

@@ -1,0 +1,64 @@
+"""Folders for temporary files: gone with their process, or with the next one's where it was killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tltrain.engine.scratch import scratch_folder
+
+PREFIX = "scratch-"
+HOLD = f"""
+import sys
+from tltrain.engine.scratch import scratch_folder
+with scratch_folder({PREFIX!r}) as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where all temporary files of these tests are."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@contextmanager
+def another_process() -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A process that has such a folder, and the folder."""
+    command = [sys.executable, "-c", HOLD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, Path(process.stdout.readline().strip())
+        process.kill()
+
+
+def test_it_goes_with_all_that_is_in_it(temporary: Path) -> None:
+    with scratch_folder(PREFIX) as folder:
+        Path(folder, "sub").mkdir()
+        assert Path(folder).parent == temporary
+    assert list(temporary.iterdir()) == []
+
+
+def test_one_that_a_killed_process_left_goes_when_the_next_is_made_and_one_in_use_stays(temporary: Path) -> None:
+    (temporary / f"{PREFIX}of-somebody-else").mkdir()
+    with another_process() as (_, used):
+        with another_process() as (process, left):
+            (left / "session" / "logs").mkdir(parents=True)
+            process.kill()
+            process.wait()
+        assert left.exists()
+        with scratch_folder(PREFIX) as mine:
+            assert {path.name for path in temporary.iterdir()} == {
+                f"{PREFIX}of-somebody-else",
+                used.name,
+                Path(mine).name,
+            }
