@@ -1,0 +1,90 @@
+"""Sweeps whose driver, broker, trials, workers or nodes are killed, and what has to be true of them afterwards.
+
+    python tests/faults/sweeps.py --faults 75 --seed 0 --table docs/reliability-sweeps.md
+
+Every fault is drawn from a seed. When exactly it meets the sweep depends on the machine all the same: a sweep is many
+processes that run at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from injector import AFTER, BEFORE
+from sweep_bench import SETTINGS, Bench, Outcome
+from sweep_injector import AT_RANDOM, BROKER, DRIVER, NODE, TRIAL, WORKER, Calls, SweepFault
+from sweep_machine import machine
+
+WHO = (DRIVER, WORKER, BROKER, TRIAL, NODE)
+OWN_SHARE = 0.3
+"""Of the faults, those that meet a sweep on a cluster of its driver's own; a lost node is one of a joined cluster."""
+RANDOM_SHARE = 0.25
+"""Of the faults of drivers and nodes, those at a random moment instead of a place."""
+
+
+def draw(chance: random.Random, who: str, calls: Calls, seconds: float) -> SweepFault:
+    """Return a fault at a place that a clean sweep of `seconds` came to; every place is as likely as the others."""
+    if who in (DRIVER, NODE) and chance.random() < RANDOM_SHARE:
+        return SweepFault(who, AT_RANDOM, round(1000 * seconds * chance.uniform(0.1, 0.9)), "")
+    where = WORKER if who == NODE else who
+    place = chance.choice(sorted(place for one, place in calls if one == where))
+    return SweepFault(who, place, chance.randint(1, calls[where, place]), chance.choice((BEFORE, AFTER)))
+
+
+def run_campaign(num_faults: int, seed: int, folder: Path, who: Sequence[str] = WHO) -> list[Outcome]:
+    """Break every setting by every one of `who` in turn, until `num_faults` faults have happened."""
+    chance, outcomes = random.Random(seed), list[Outcome]()
+    with machine() as here, here.running_cluster():
+        bench = Bench(here, folder)
+        for number in range(num_faults):
+            one, setting = who[number % len(who)], SETTINGS[number // len(who) % len(SETTINGS)]
+            fault = draw(chance, one, bench.calls(setting), bench.seconds[setting.name])
+            joins = one == NODE or chance.random() >= OWN_SHARE
+            outcomes.append(bench.broken(setting, fault, joins=joins))
+            print(f"{number + 1:>4}  {outcomes[-1]}", flush=True)
+    return outcomes
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Return the outcomes by who died as a Markdown table."""
+    lines = ["| who dies | faults | ended equal | median recovery, s | longest, s |", "|---|---|---|---|---|"]
+    for who in WHO:
+        of_one = [outcome for outcome in outcomes if outcome.fault.who == who]
+        times = [outcome.recovery_s for outcome in of_one]
+        good = sum(not outcome.problems for outcome in of_one)
+        if of_one:
+            lines.append(f"| {who} | {len(of_one)} | {good} | {statistics.median(times):.1f} | {max(times):.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run the campaign and write its table; 1 where a sweep did not end as it has to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=75)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--who", choices=WHO, action="append", help="who dies; may be given several times")
+    parser.add_argument("--table", type=Path, help="Markdown file to write")
+    parser.add_argument("--folder", type=Path, help="where the sweeps and their logs stay; else they are deleted")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tltrain-sweeps-") as temporary:
+        folder = (arguments.folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        outcomes = run_campaign(arguments.faults, arguments.seed, folder, arguments.who or WHO)
+    result = table(outcomes)
+    print(result)
+    if arguments.table:
+        command = f"python tests/faults/sweeps.py --faults {arguments.faults} --seed {arguments.seed}"
+        arguments.table.write_text(f"<!-- made by `{command}` -->\n\n{result}")
+    return int(any(outcome.problems for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
