@@ -56,8 +56,7 @@ def sweep(
     with connected():
         failures = 0
         while True:
-            wait = wait_for_room_again if failures else wait_for_room
-            request = wait(spec.resources, run)
+            request = wait_for_room_again(spec.resources) if failures else wait_for_room(spec.resources)
             if failures == 0:
                 preflight(spec, run, request)
             num_groups = count_groups(request, len(record.trials) or spec.sweep.num_trials or 1)
