@@ -9,7 +9,7 @@ INSTALLED = $(VENV)/.installed
 INSTALLED_DEV = $(VENV)/.installed-dev
 INSTALLED_DOCS = $(VENV)/.installed-docs
 
-.PHONY: help install quickstart test faults check docs bench clean
+.PHONY: help install quickstart test faults fuzz check docs bench clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r target text; do \
@@ -26,6 +26,10 @@ test: $(INSTALLED_DEV) ## install the tools for development, then run all tests 
 faults: $(INSTALLED_DEV) ## kill training at 200 random places and compare with runs that were left alone
 	$(BIN)/python tests/faults/campaign.py --faults 200 --table docs/faults.md
 
+fuzz: $(INSTALLED_DEV) ## feed the readers of specs, --set values and images for 10 minutes each (atheris, Linux)
+	$(BIN)/python -m pip install -e '.[fuzz]'
+	for target in spec set image; do $(BIN)/python tests/hostile/fuzz.py $$target || exit 1; done
+
 check: $(INSTALLED_DEV) ## check format, lint, types and import contracts
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -39,7 +43,7 @@ bench: $(INSTALLED) ## compare training speed with a plain torchrun script
 	$(BIN)/python benchmarks/ddp_parity.py
 
 clean: ## remove .venv, build leftovers and caches; runs/ stays
-	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -27,6 +27,8 @@ FREE_ON_RESUME = (
     "data.num_loader_workers",
     "data.thumbnails",
     "data.download",
+    "data.on_bad_image",
+    "data.max_bad_fraction",
     "data.root",
     "train.accumulation_steps",
     "cache.budget_gb",

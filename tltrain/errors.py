@@ -39,14 +39,20 @@ class Problem:
     key: str = ""
 
     def __str__(self) -> str:
-        place = " ".join(part for part in (self.where, self.key) if part)
+        place = shown(" ".join(part for part in (self.where, self.key) if part))
         text = f"{_sentence(self.what)} {_sentence(self.action)}".strip()
+        text = "\n".join(shown(line) for line in text.split("\n"))
         return f"{place}: {text}" if place else text
 
 
 def _sentence(text: str) -> str:
     text = text.strip()
     return text if not text or text[-1] in ".!?" else text + "."
+
+
+def shown(text: str) -> str:
+    """Text on one line as a terminal can show it: names of files may hold line breaks and escape sequences."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class TltrainError(Exception):

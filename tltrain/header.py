@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
+
+if TYPE_CHECKING:
+    from tltrain.train.distributed import Group
 
 HEADER_FILE = "header.json"
 
@@ -30,6 +34,45 @@ def gather_facts(spec: Spec, run: RunFolder, *, workers: str, packages: tuple[st
         "versions": {"tltrain": version("tltrain"), **versions(), **{name: version(name) for name in packages}},
         "searched": None if sweep is None else list(sweep.space),
         "search": None if sweep is None else f"{sweep.search} search, {sweep.scheduler}",
+    }
+
+
+def without_skipped(
+    facts: Mapping[str, Any], spec: Spec, run: RunFolder, group: Group | None, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Look at every image where `spec` leaves out those that cannot be used; return the facts about the others.
+
+    What was found is kept in the run folder, and a run that goes on takes it from there. group: processes that look
+    together, each calling `look_at_images`; without one, this process. Raises DataError where too many are bad.
+    """
+    if spec.data.on_bad_image == "fail":
+        return dict(facts)
+    import torch
+
+    from tltrain.data.loader import steps_per_epoch
+    from tltrain.data.splits import load_splits
+    from tltrain.train import skipped
+    from tltrain.train.distributed import Group
+
+    group = group or Group(0, 1, 0, 1, torch.device("cpu"))
+    looks = skipped.look_at_images(spec, skipped.read_looks(run), group, tell)
+    skipped.write_looks(run, looks)
+    splits = load_splits(
+        spec.data, spec.seed, allow_code=spec.allow_code, check_leakage=False, skipped=skipped.by_source(looks)
+    )
+    counts = skipped.counts(looks)
+    run.update(**counts)
+    note = (
+        f"{counts['num_skipped']:,} of {counts['num_images']:,} images cannot be used and are left out: {skipped.FILE}"
+    )
+    return {
+        **facts,
+        "num_train": len(splits.train),
+        "num_val": len(splits.val) if splits.val else 0,
+        "num_test": len(splits.test) if splits.test else 0,
+        "steps_per_epoch": steps_per_epoch(len(splits.train), spec.train.images_per_step),
+        "data_fingerprint": splits.fingerprint,
+        "notes": [*facts["notes"], *([note] if counts["num_skipped"] else [])],
     }
 
 

@@ -12,14 +12,14 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tltrain import messages
 from tltrain.attempt import attempt, is_finished, time_limit
 from tltrain.environment import JOB_VARIABLE, take_secrets
 from tltrain.errors import EXIT_INTERRUPTED, SpecError, TltrainError
 from tltrain.following import RunFollower, SweepFollower
-from tltrain.header import HEADER_FILE, gather_facts, shown_path, workers_text
+from tltrain.header import HEADER_FILE, gather_facts, shown_path, without_skipped, workers_text
 from tltrain.output import Output
 from tltrain.progress import PROGRESS_FOLDER
 from tltrain.report import lines
@@ -28,6 +28,9 @@ from tltrain.settle import settled_here, settled_locally, settled_on_ray
 from tltrain.spec.load import LoadedSpec, load_spec
 from tltrain.spec.schema import Spec
 from tltrain.track.tracking import check_packages, tracked
+
+if TYPE_CHECKING:
+    from tltrain.train.distributed import Group
 
 logger = logging.getLogger("tltrain")
 
@@ -86,6 +89,7 @@ def _execute_local(spec: Spec, run: RunFolder, output: Output) -> int:
 
     from tltrain.train.distributed import describe_devices, group_from_environment
     from tltrain.train.session import fine_tune
+    from tltrain.train.skipped import look_at_images
 
     wants_gpu = spec.resources.gpus_per_worker != 0 and torch.cuda.is_available()
     group = group_from_environment(use_gpu=wants_gpu, timeout_s=spec.resources.collective_timeout_s)
@@ -93,11 +97,12 @@ def _execute_local(spec: Spec, run: RunFolder, output: Output) -> int:
     if group.broadcast(is_finished(spec, run) if group.is_first else None):
         return _tell_finished(run, output) if group.is_first else 0
     if not group.is_first:
+        look_at_images(spec, [], group)
         group.barrier()
         fine_tune(spec, run, group)
         return 0
     facts = gather_facts(spec, run, workers=f"{group.world_size} on {group.device.type}, in this process (--local)")
-    with _attempt(spec, run, {**facts, "devices": describe_devices()}, output) as run:
+    with _attempt(spec, run, {**facts, "devices": describe_devices()}, output, group) as run:
         group.barrier()
 
         def train(follower: RunFollower) -> dict[str, Any]:
@@ -146,9 +151,15 @@ def _sweep(spec: Spec, run: RunFolder, facts: Mapping[str, Any], started: Sequen
 
 
 @contextlib.contextmanager
-def _attempt(spec: Spec, run: RunFolder, facts: Mapping[str, Any], output: Output) -> Iterator[RunFolder]:
-    """Begin an attempt with its header and its trackers; yields the folder to write into."""
+def _attempt(
+    spec: Spec, run: RunFolder, facts: Mapping[str, Any], output: Output, group: Group | None = None
+) -> Iterator[RunFolder]:
+    """Begin an attempt with its header and its trackers; yields the folder to write into.
+
+    group: the processes that look at the images together where the spec asks for that; without one, this process.
+    """
     with attempt(spec, run, output.tell) as run:
+        facts = without_skipped(facts, spec, run, group, output.tell)
         run.write_json(HEADER_FILE, facts)
         output.start(facts)
         with tracked(spec, run):

@@ -159,8 +159,8 @@ BAD: dict[str, tuple[str, Callable[[Path], object], list[str]]] = {
     "name out of names": ("t.parquet", metadata(["a", "c"], ["a", "b"]), ["does not hold the labels c"]),
     "not parquet": ("t.parquet", lambda path: path.write_bytes(b"no"), ["cannot be read as its suffix says"]),
     "not arrow": ("t.arrow", lambda path: path.write_bytes(b"no way"), ["cannot be read as its suffix says"]),
-    "not utf-8": ("t.csv", lambda path: path.write_bytes(b"path,label\n\xff,1\n"), ["cannot be read"]),
-    "empty csv": ("t.csv", lambda path: path.write_bytes(b""), ["no column of images", "no column label"]),
+    "not utf-8": ("t.csv", lambda path: path.write_bytes(b"path,label\n\xff,1\n"), ["t.csv:2", "no UTF-8 text"]),
+    "empty csv": ("t.csv", lambda path: path.write_bytes(b""), ["has no columns"]),
     "csv cell": ("t.csv", lambda path: path.write_text("path,label\na.png,\n"), ["1 rows have no label"]),
     "short row": ("t.csv", lambda path: path.write_text("path,label\na.png\n"), ["1 rows have no label"]),
 }

@@ -181,6 +181,7 @@ WARNINGS = {
     "data.label_column": "data: {train: torchvision:CIFAR10, label_column: fine}",
     "data.root": "data: {train: a.csv, root: b}",
     "data.download": "data: {train: a.parquet, download: false}",
+    "data.max_bad_fraction": "data: {train: a, max_bad_fraction: 0.1}",
     "cache.views": "cache: {views: 2}",
     "cache.dir": "cache: {budget_gb: 0, dir: a}",
     "sweep.grace_epochs": "sweep: {space: {seed: {grid: [1]}}, grace_epochs: 2}\ndata: {train: a, split_seed: 0}",

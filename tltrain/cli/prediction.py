@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from tltrain.inference.bad import BadImage
+    from tltrain.data.bad import BadImage
     from tltrain.inference.finished import ModelPlace
     from tltrain.inference.images import Images
     from tltrain.inference.parts import Outcome

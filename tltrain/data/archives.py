@@ -83,6 +83,7 @@ class _Shard:
     labels: dict[str, Any] = field(default_factory=dict)
     twice: list[str] = field(default_factory=list)
     num_unsafe: int = 0
+    has_end: bool = True
 
 
 def open_archives(pattern: str, data: DataSpec, key: str) -> ArchivesSource:
@@ -179,6 +180,12 @@ def _read_shard(shard: Location, label_column: str, key: str) -> _Shard:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"{member.name} is cut short")
                 _take(content, archive, member, label_column, shard, key)
+            # tarfile takes a header that is cut short, or missing, for the end.
+            file.seek(archive.offset)
+            end = file.read(tarfile.BLOCKSIZE)
+            if end.strip(b"\0") or 0 < len(end) < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it is cut short")
+            content.has_end = bool(end)
     except (tarfile.TarError, EOFError) as error:
         action = f"Give whole, uncompressed tar files ({ARCHIVE_SUFFIX}); compressed ones cannot be read at any place"
         raise DataError(Problem(f"{shard} is no tar file that can be read: {error}", action, key=key)) from error
@@ -218,8 +225,10 @@ def _label(content: bytes, suffix: str, label_column: str, where: str, key: str)
     try:
         text = content.decode("utf-8").strip()
         value = json.loads(text).get(label_column) if suffix == ".json" else text
-    except (ValueError, AttributeError) as error:
-        what = f"holds no label: {error}"
+    except (ValueError, AttributeError, RecursionError) as error:
+        what = (
+            "holds no label: it nests too deeply" if isinstance(error, RecursionError) else f"holds no label: {error}"
+        )
         raise DataError(Problem(what, "Put a class's name or number, or a JSON object, in it", where, key)) from error
     if isinstance(value, str) and value.isascii() and value.isdigit() and str(int(value)) == value:
         return int(value)
@@ -248,6 +257,9 @@ def _check(shards: Sequence[Location], contents: Sequence[_Shard], key: str) -> 
 
 
 def _warnings(pattern: str, contents: Sequence[_Shard]) -> Iterator[str]:
+    without_end = sum(not content.has_end for content in contents)
+    if without_end:
+        yield f"{pattern}: {without_end} archives have no end mark and may have been cut short."
     unsafe = sum(content.num_unsafe for content in contents)
     if unsafe:
         yield f"{pattern}: {unsafe} members are left out: links, no plain files, or names that lead out of the archive."

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from tltrain.data.bad import BadImage
 from tltrain.data.locations import Location
 
 
@@ -21,6 +22,7 @@ class Source(ABC):
     classes: names of the classes, in the order of their numbers.
     labels: int64 [N], numbers of the classes.
     warnings: what the user should know about the source.
+    bad: images that were found unusable when the source was opened and stand beside it, where they may be left out.
     fork_safe: whether a forked process may read it (file systems with threads of their own may not be
     forked).
     thread_safe: whether several threads may read it at a time.
@@ -29,6 +31,7 @@ class Source(ABC):
     classes: tuple[str, ...]
     labels: np.ndarray
     warnings: tuple[str, ...] = ()
+    bad: tuple[BadImage, ...] = ()
     fork_safe: bool = True
     thread_safe: bool = True
 
@@ -120,3 +123,10 @@ class Split:
     def read(self, position: int) -> bytes | Image.Image:
         """Return an encoded image, or an image. Raises DataError naming the sample if it cannot be read."""
         return self.source.read(int(self.indices[position]))
+
+    def without(self, ids: Collection[str]) -> Split:
+        """Return the split without the samples of these ids."""
+        if not ids:
+            return self
+        kept = np.array([self.identity(i) not in ids for i in range(len(self))], dtype=bool)
+        return Split(self.source, self.indices[kept], self.labels[kept])

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from tltrain.data.base import Split
-from tltrain.data.decode import FORMATS, decode
+from tltrain.data.decode import decode, header
 from tltrain.errors import DataError
 
 THUMBNAIL = 16
 """Side of the grey thumbnails that near duplicates are found by, in pixels."""
 _AT_A_TIME = 32
 _LEVELS = np.arange(256) / 255
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,30 +48,40 @@ def examine(split: Split, *, num_threads: int, advance: Callable[[int], None] = 
     Decoding runs in `num_threads` threads (Pillow lets others run meanwhile). advance: told how many images are done
     since the last call.
     """
-    facts: list[Facts] = []
-    starts = range(0, len(split), _AT_A_TIME)
+    positions = range(len(split))
+    return list(of_each(lambda i: _examine_one(split, i), positions, split, num_threads=num_threads, advance=advance))
+
+
+def of_each(
+    function: Callable[[int], _Found],
+    positions: Sequence[int],
+    split: Split,
+    *,
+    num_threads: int,
+    advance: Callable[[int], None],
+) -> Iterator[_Found]:
+    """Yield what `function` returns for each of `positions` of a split, in their order; threads as `examine`'s."""
+    parts = [positions[start : start + _AT_A_TIME] for start in range(0, len(positions), _AT_A_TIME)]
     with ThreadPoolExecutor(num_threads if split.source.thread_safe else 1) as executor:
-        for part in _in_order(executor, lambda start: _examine_some(split, start), starts, 2 * num_threads):
-            facts += part
-            advance(len(part))
-    return facts
+        for found in _in_order(executor, lambda part: [function(one) for one in part], parts, 2 * num_threads):
+            yield from found
+            advance(len(found))
 
 
 def _in_order(
-    executor: ThreadPoolExecutor, function: Callable[[int], list[Facts]], arguments: Sequence[int], ahead: int
-) -> Iterator[list[Facts]]:
+    executor: ThreadPoolExecutor,
+    function: Callable[[Sequence[int]], list[_Found]],
+    arguments: Sequence[Sequence[int]],
+    ahead: int,
+) -> Iterator[list[_Found]]:
     """Yield results in order, with at most `ahead` calls under way, so that an interrupt need not wait for all."""
-    waiting: list[Future[list[Facts]]] = []
+    waiting: list[Future[list[_Found]]] = []
     for argument in arguments:
         waiting.append(executor.submit(function, argument))
         if len(waiting) >= ahead:
             yield waiting.pop(0).result()
     for future in waiting:
         yield future.result()
-
-
-def _examine_some(split: Split, start: int) -> list[Facts]:
-    return [_examine_one(split, position) for position in range(start, min(start + _AT_A_TIME, len(split)))]
 
 
 def _examine_one(split: Split, position: int) -> Facts:
@@ -85,7 +96,8 @@ def _examine_one(split: Split, position: int) -> Facts:
         image = decode(content, split.identity(position))
     except DataError as error:
         return Facts(digest, error.problems[0].what)
-    mode, kind = _header(content)
+    # An image that a source gives has no format.
+    mode, kind = header(content, "")[:2] if isinstance(content, bytes) else (content.mode, "")
     counts = np.array(image.histogram(), dtype=np.float64).reshape(3, 256) / (image.width * image.height)
     small = image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     sums = counts @ _LEVELS, counts @ _LEVELS**2
@@ -97,11 +109,3 @@ def _digest(content: bytes | Image.Image) -> bytes:
         return hashlib.sha256(content).digest()
     about = f"{content.mode} {content.size}".encode()
     return hashlib.sha256(about + content.tobytes()).digest()
-
-
-def _header(content: bytes | Image.Image) -> tuple[str, str]:
-    """Return mode and format as they stand in the file; an image that a source gives has no format."""
-    if not isinstance(content, bytes):
-        return content.mode, ""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        return image.mode, image.format or ""

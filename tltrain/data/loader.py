@@ -23,7 +23,7 @@ from tltrain.data.order import eval_positions, global_order, rank_positions, sam
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.data.transforms import Transform, evaluation_transform, training_transform
 from tltrain.environment import num_cores
-from tltrain.errors import DataError
+from tltrain.errors import DataError, Problem
 from tltrain.spec.schema import DataSpec
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
 
 MAX_AUTO_WORKERS = 8
 _AUGMENT, _MIX = 0, 1
+_SHOWN = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +122,18 @@ class _Reader(Dataset[Any]):
         partners = request.positions.copy()
         shares = np.ones(count, dtype=np.float32)
         images: list[Tensor] = []
+        bad: dict[Problem, None] = {}
         for i, position in enumerate(request.positions.tolist()):
-            if self._mixing:
-                image, partners[i], shares[i] = self._mixed(self._mixing, position, request.view)
-            else:
-                image = self._image(position, request.view, request.kept is not None and bool(request.kept[i]))
-            images.append(image)
+            try:
+                if self._mixing:
+                    image, partners[i], shares[i] = self._mixed(self._mixing, position, request.view)
+                else:
+                    image = self._image(position, request.view, request.kept is not None and bool(request.kept[i]))
+                images.append(image)
+            except DataError as error:
+                bad |= dict.fromkeys(error.problems)
+        if bad:
+            raise DataError(_told(list(bad)))
         labels = self._split.labels
         return Batch(
             torch.utils.data.default_collate(images),
@@ -159,6 +166,14 @@ class _Reader(Dataset[Any]):
             how = draw(mixing, position, len(self._split))
         image, share = mix(self._image(position, view), self._image(how.partner, view), how)
         return image, how.partner, share
+
+
+def _told(problems: list[Problem]) -> list[Problem]:
+    """Name the first bad images of a batch and count the others, with a way to find all of them."""
+    last, more = problems[:_SHOWN][-1], len(problems) - _SHOWN
+    what = last.what.rstrip(".") + (f"; and {more} more in this batch" if more > 0 else "")
+    action = f"{last.action}. `tltrain data check` names all of them, and data.on_bad_image: skip leaves them out"
+    return [*problems[:_SHOWN][:-1], replace(last, what=what, action=action)]
 
 
 def train_batches(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import io
 import math
 import os
 import re
@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from tltrain.data.base import FilesSource
-from tltrain.data.decode import FORMATS
+from tltrain.data.decode import header
 from tltrain.data.folders import open_folder, split_folders
 from tltrain.data.locations import Location
 from tltrain.data.splits import load_splits
@@ -102,11 +101,9 @@ def _written(path: str, spec_path: Path) -> str:
 def _median_side(source: FilesSource) -> int | None:
     sides = []
     for index in np.linspace(0, len(source) - 1, min(SAMPLED, len(source))).astype(int).tolist():
-        try:
-            with Image.open(io.BytesIO(source.read(index)), formats=FORMATS) as image:
-                sides.append(min(image.size))
-        except (UnidentifiedImageError, OSError, DataError):
-            continue  # the check of the data names it; here sizes alone are wanted
+        # The check of the data names what cannot be read; here sizes alone are wanted.
+        with contextlib.suppress(DataError, OSError):
+            sides.append(min(header(source.read(index), source.identity(index))[2]))
     return int(np.median(sides)) if sides else None
 
 

@@ -86,7 +86,9 @@ def _open_path(location: Location, data: DataSpec, key: str) -> Source:
         raise DataError(Problem(f"{location} does not exist", "Check the path", key=key))
     if kind == "folder":
         shards = shard_files(location)
-        return open_shards(location, shards, data, key) if shards else open_folder(location, key)
+        if shards:
+            return open_shards(location, shards, data, key)
+        return open_folder(location, key, skip_bad=data.on_bad_image == "skip")
     if location.name.lower().endswith(TABLE_SUFFIXES):
         return open_table(location, data, key)
     if location.name.lower().endswith(ARCHIVE_SUFFIX):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ class Splits:
     """All images of a run.
 
     classes: the training data's classes, which all labels refer to. fingerprint: sha256 over ids, sizes,
-    labels and the division. warnings: what the user should know.
+    labels and the division. learned_from: the same without the test images. warnings: what the user should know.
     """
 
     train: Split
@@ -33,41 +33,63 @@ class Splits:
     test: Split | None
     classes: tuple[str, ...]
     fingerprint: str
+    learned_from: str
     warnings: tuple[str, ...]
 
 
-def load_splits(data: DataSpec, seed: int, *, allow_code: bool = False, check_leakage: bool = True) -> Splits:
+Skipped = Mapping[str, Collection[str]]
+"""Fingerprint of a source -> ids of its images that are left out."""
+
+
+def load_splits(
+    data: DataSpec,
+    seed: int,
+    *,
+    allow_code: bool = False,
+    check_leakage: bool = True,
+    skipped: Skipped | None = None,
+) -> Splits:
     """Open the sources of a spec and divide them.
 
     Fractions are taken out of the training images, class by class (at least one image where a class has
     more), the test's first: in each class the images are ranked by a hash of (seed, id), so that an image
     keeps its split when others are added. `data.split_seed` stands in for `seed` where it is given.
     `check_leakage` compares contents (see `leakage`); one rank is enough for that. `allow_code`: whether a user's
-    function may be run (python:package.module:function).
+    function may be run (python:package.module:function). `skipped` images are left out of the part they belong to, so
+    that the others stay where they are.
 
     Raises DataError if a source, its classes or a fraction cannot be used.
     """
     source = open_source(data.train, data, split="train", allow_code=allow_code)
     _check_training(source, data.train)
+    _check_names(source.classes)
     _check_fractions(data)
     seed = seed if data.split_seed is None else data.split_seed
-    warnings = [*source.warnings, *_empty_classes(source)]
+    warnings = [*source.warnings]
     rest = np.arange(len(source), dtype=np.int64)
     parts: dict[str, Split] = {}
     for name, setting in (("test", data.test), ("val", data.val)):
         if isinstance(setting, str):
-            parts[name] = _other(setting, data, name, source.classes, warnings, allow_code)
+            parts[name] = _other(setting, data, name, source.classes, warnings, allow_code, skipped)
         elif setting:
             taken = _take_fraction(source, rest, setting, seed)
             rest = np.setdiff1d(rest, taken, assume_unique=True)
-            parts[name] = Split(source, taken, source.labels[taken])
+            parts[name] = _without(Split(source, taken, source.labels[taken]), skipped)
             _check_not_empty(parts[name], name, setting)
-    train = Split(source, rest, source.labels[rest])
+    train = _without(Split(source, rest, source.labels[rest]), skipped)
+    warnings += _empty_classes(train, source)
     if check_leakage:
         warnings += [text for name, part in parts.items() for text in find_leaks(train, part, name)]
     val, test = parts.get("val"), parts.get("test")
-    fingerprint = _fingerprint(source.classes, [train, val, test])
-    return Splits(train, val, test, source.classes, fingerprint, tuple(warnings))
+    return Splits(
+        train,
+        val,
+        test,
+        source.classes,
+        _fingerprint(source.classes, [train, val, test]),
+        _fingerprint(source.classes, [train, val]),
+        tuple(warnings),
+    )
 
 
 def open_split(uri: str, data: DataSpec, classes: Sequence[str], *, allow_code: bool = False) -> Split:
@@ -90,6 +112,14 @@ def _check_training(source: Source, uri: str) -> None:
         raise DataError(Problem(what, "Add images, at least one per class and more to learn from", key="data.train"))
 
 
+def _check_names(classes: Sequence[str]) -> None:
+    """Refuse names of classes that would break lines, tables and terminals."""
+    wrong = [name for name in classes if not name.isprintable() or not name.strip()]
+    if wrong:
+        what = f"names of classes must be words on one line: {_names([repr(name) for name in wrong])}"
+        raise DataError(Problem(what, "Rename them", key="data.train"))
+
+
 def _check_fractions(data: DataSpec) -> None:
     fractions = [part for part in (data.val, data.test) if isinstance(part, float)]
     if sum(fractions) >= 1:
@@ -97,8 +127,14 @@ def _check_fractions(data: DataSpec) -> None:
         raise DataError(Problem(what, "Make their sum smaller than 1", key="data.val"))
 
 
-def _empty_classes(source: Source) -> list[str]:
-    counts = np.bincount(source.labels, minlength=len(source.classes))
+def _without(split: Split, skipped: Skipped | None) -> Split:
+    return split.without(skipped.get(split.source.fingerprint(), ())) if skipped else split
+
+
+def _empty_classes(train: Split, source: Source) -> list[str]:
+    if not len(train):
+        raise DataError(Problem("no training image is left", "Add images that can be used", key="data.train"))
+    counts = np.bincount(train.labels, minlength=len(source.classes))
     empty = [source.classes[i] for i in np.flatnonzero(counts == 0)]
     return [f"data.train has no images of {_names(empty)}."] if empty else []
 
@@ -109,11 +145,19 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _other(
-    uri: str, data: DataSpec, name: str, classes: tuple[str, ...], warnings: list[str], allow_code: bool
+    uri: str,
+    data: DataSpec,
+    name: str,
+    classes: tuple[str, ...],
+    warnings: list[str],
+    allow_code: bool,
+    skipped: Skipped | None,
 ) -> Split:
     """Open a separate source for validation or test, adding to `warnings`."""
     source = open_source(uri, data, split="val" if name == "val" else "test", allow_code=allow_code)
-    split = _relabel(source, classes, uri, f"data.{name}")
+    split = _without(_relabel(source, classes, uri, f"data.{name}"), skipped)
+    if not len(split):
+        raise DataError(Problem(f"{uri} has no image left", "Give a source with images", key=f"data.{name}"))
     missing = [classes[i] for i in np.setdiff1d(np.arange(len(classes)), split.labels)]
     warnings.extend(source.warnings)
     if missing:

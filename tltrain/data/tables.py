@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from tltrain.data.bad import BadImage
 from tltrain.data.base import FilesSource, Source, digest
 from tltrain.data.locations import Location
-from tltrain.errors import DataError, Problem
+from tltrain.errors import DataError, Problem, shown
 from tltrain.spec.schema import DataSpec
 
 CSV_SUFFIXES = (".csv", ".tsv")
@@ -71,7 +72,7 @@ def open_table(location: Location, data: DataSpec, key: str) -> Source:
     images, labels, classes = columns_of(str(location), table, class_names(table.schema, data.label_column), key)
     if is_binary(images.type):
         return ColumnSource(location.name, images, labels, classes)
-    return _files(location, images.to_pylist(), labels, classes, key)
+    return _files(location, images.to_pylist(), labels, classes, key, skip_bad=data.on_bad_image == "skip")
 
 
 def columns_of(
@@ -112,7 +113,7 @@ def _read(location: Location, data: DataSpec, key: str) -> pa.Table:
         if location.name.lower().endswith(PARQUET_SUFFIXES):
             return _read_parquet(location, data, key)
         return _read_arrow(location, data, key)
-    except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
+    except (pa.ArrowException, csv.Error) as error:
         what = f"{location} cannot be read as its suffix says: {error}"
         raise DataError(Problem(what, "Check that the file is whole and of that format", key=key)) from error
 
@@ -136,11 +137,18 @@ def _read_arrow(location: Location, data: DataSpec, key: str) -> pa.Table:
 
 def _read_csv(location: Location, data: DataSpec, key: str) -> pa.Table:
     """Read every cell as text, so that labels such as 007 or NA stay what they are; empty cells are null."""
-    text = location.read().decode("utf-8-sig")
+    text = _decoded(location, key)
     delimiter = "\t" if location.name.lower().endswith(".tsv") else ","
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns = column_names(str(location), list(rows.fieldnames or []), data, key)
-    cells = [[row[column] or None for column in columns] for row in rows]
+    cells, too_long = [], []
+    for number, row in enumerate(rows):
+        cells.append([row[column] or None for column in columns])
+        if None in row:  # where DictReader puts what stands behind the last column
+            too_long.append(number)
+    if too_long:
+        what = f"{location}: {len(too_long)} rows have more cells than columns ({_rows(too_long)})"
+        raise DataError(Problem(what, "Put cells with a comma in quotes", key=key))
     values = [pa.array([row[i] for row in cells], pa.string()) for i in range(2)]
     labels = values[1].to_pylist()
     if all(label is not None and _is_plain_integer(label) for label in labels):
@@ -148,15 +156,28 @@ def _read_csv(location: Location, data: DataSpec, key: str) -> pa.Table:
     return pa.table(values, names=columns)
 
 
+def _decoded(location: Location, key: str) -> str:
+    content = location.read()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(Problem("is no UTF-8 text", "Save the table as UTF-8", f"{location}:{line}", key)) from error
+
+
 def _is_plain_integer(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 18 and str(int(text)) == text
 
 
 def column_names(where: str, names: list[str], data: DataSpec, key: str) -> list[str]:
-    """Return the names of the image column and the label column; raise DataError for missing ones."""
+    """Return the names of the image column and the label column; raise DataError for those missing or there twice."""
+    if not names:
+        raise DataError(Problem(f"{where} has no columns", "Give a table with images and labels", key=key))
     wanted = data.image_column or next((name for name in IMAGE_COLUMNS if name in names), None)
     problems = []
     for column, setting in ((wanted, "data.image_column"), (data.label_column, "data.label_column")):
+        if column is not None and names.count(column) > 1:
+            problems.append(Problem(f"{where} has {names.count(column)} columns {column}", "Keep one of them", key=key))
         if column in names:
             continue
         near = difflib.get_close_matches(column or "image", names, n=1)
@@ -173,11 +194,16 @@ def _refuse_nulls(where: str, table: pa.Table, key: str) -> None:
     problems = []
     for name, column in zip(table.column_names, table.columns, strict=True):
         if column.null_count:
-            rows = np.flatnonzero(column.is_null().to_numpy())[:_SHOWN]
-            what = f"{where}: {column.null_count} rows have no {name} (counted from 0: {_join(rows)})"
+            rows = np.flatnonzero(column.is_null().to_numpy()).tolist()
+            what = f"{where}: {column.null_count} rows have no {name} ({_rows(rows)})"
             problems.append(Problem(what, "Fill them or leave these rows out", key=key))
     if problems:
         raise DataError(problems)
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return f"counted from 0: {_join(numbers[:_SHOWN])}{more}"
 
 
 def _join(values: Sequence[object] | np.ndarray) -> str:
@@ -185,13 +211,23 @@ def _join(values: Sequence[object] | np.ndarray) -> str:
 
 
 def class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
-    """Return the class names that a schema's metadata holds, or None."""
+    """Return the class names that a schema's metadata holds, or None. Raises DataError where they are no list."""
     metadata: Mapping[bytes, bytes] = schema.metadata or {}
-    for name in (b"tltrain.classes", b"classes"):
-        if name in metadata:
-            return [str(value) for value in json.loads(metadata[name])]
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return features.get(label_column, {}).get("names")
+    given = next((metadata[name] for name in (b"tltrain.classes", b"classes") if name in metadata), None)
+    try:
+        if given is not None:
+            names = json.loads(given)
+        else:
+            features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+            names = features.get(label_column, {}).get("names")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"the table's metadata cannot be read: {error}", "Write the table anew") from error
+    if names is None:
+        return None
+    if not isinstance(names, list) or len({str(name) for name in names}) < len(names):
+        what = f"the table's metadata names as classes {shown(str(names)[:80])}, which is no list of different names"
+        raise DataError(what, "Correct its `classes`")
+    return [str(name) for name in names]
 
 
 def _labels(where: str, column: pa.ChunkedArray, names: list[str] | None, key: str) -> tuple[np.ndarray, list[str]]:
@@ -208,6 +244,10 @@ def _labels(where: str, column: pa.ChunkedArray, names: list[str] | None, key: s
         what = f"{where}: labels are {column.type}, not strings or integers"
         raise DataError(Problem(what, "Store class names or numbers", key=key))
     found = sorted(column.unique().to_pylist())
+    if "" in found:
+        raise DataError(
+            Problem(f"{where}: some rows have an empty label", "Fill them or leave these rows out", key=key)
+        )
     values = found if names is None else names
     number = {value: i for i, value in enumerate(values)}
     if extra := [value for value in found if value not in number]:
@@ -228,18 +268,25 @@ def _unpack(where: str, column: pa.ChunkedArray, key: str) -> pa.ChunkedArray:
     raise DataError(Problem(what, "Fill one of the two for all rows", key=key))
 
 
-def _files(location: Location, paths: list[str], labels: np.ndarray, classes: list[str], key: str) -> FilesSource:
+def _files(
+    location: Location, paths: list[str], labels: np.ndarray, classes: list[str], key: str, *, skip_bad: bool
+) -> FilesSource:
     root = location.parent()
     sizes = _sizes(root, paths)
     missing = [path for path in paths if path not in sizes]
-    if missing:
+    if missing and not (skip_bad and sizes):
         what = f"{location} names {len(missing)} files that are not there: {_join(missing[:_SHOWN])}"
         if len(missing) > _SHOWN:
             what += f" and {len(missing) - _SHOWN} more"
         raise DataError(Problem(what, f"Paths are relative to {root}", key=key))
     twice = len(paths) - len(set(paths))
     warnings = [f"{location}: {twice} rows name a file that another row names too."] if twice else []
-    return FilesSource(root, paths, np.array([sizes[path] for path in paths], np.int64), labels, classes, warnings)
+    there = np.array([path in sizes for path in paths], dtype=bool)
+    paths = [path for path in paths if path in sizes]
+    lengths = np.array([sizes[path] for path in paths], np.int64)
+    source = FilesSource(root, paths, lengths, labels[there], classes, warnings)
+    source.bad = tuple(BadImage(path, "is not there, or is no file") for path in missing)
+    return source
 
 
 def _sizes(root: Location, paths: list[str]) -> dict[str, int]:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from fsspec.implementations.arrow import ArrowFSWrapper
 
+from tltrain.data.bad import BadImage
 from tltrain.data.base import FilesSource, Source
 from tltrain.data.decode import SUFFIXES
 from tltrain.data.folders import is_clutter, list_tree
 from tltrain.data.locations import Location
 from tltrain.data.tables import PARQUET_SUFFIXES
 from tltrain.errors import DataError, SpecError
-from tltrain.inference.bad import BadImage
 from tltrain.inference.parquet import open_parquet
 
 _MAGIC = re.compile(r"[*?\[]")
@@ -99,7 +99,7 @@ def _single(location: Location, name: str) -> _Listing:
 def _below(root: Location) -> _Listing:
     """All images below a folder; where there are none, all Parquet files."""
     tree = list_tree(root)
-    bad = [BadImage(problem.where, problem.what) for problem in tree.problems]
+    bad = [BadImage(root.child(one.path), one.reason) for one in tree.refused]
     paths = _readable(list(tree.files), str(root))
     return root, paths, [tree.files[path] for path in paths], bad
 

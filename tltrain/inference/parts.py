@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
+from tltrain.data.bad import BadImage
 from tltrain.data.base import Source
 from tltrain.errors import Problem, SpecError
-from tltrain.inference.bad import BadImage
 from tltrain.inference.images import Images
 from tltrain.inference.predict import Classified, batches_of, collect, schema
 from tltrain.lease import hold

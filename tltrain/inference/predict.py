@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from tltrain.data.bad import BadImage
 from tltrain.data.base import Source
 from tltrain.data.loader import resolve_loader_workers
-from tltrain.inference.bad import BadImage
 from tltrain.inference.decoding import Reader, decoded_batches
 from tltrain.inference.finished import FinishedModel
 from tltrain.inference.ranking import TOP, Ranking

@@ -78,6 +78,8 @@ def result(state: Mapping[str, Any], run: str) -> list[str]:
             f"{name} {evaluation['accuracy']:.4f}, 95 % interval {low:.3f} to {high:.3f}, "
             f"{evaluation['num_images']:,} images"
         )
+    if state.get("num_skipped"):
+        lines.append(f"Left out    {state['num_skipped']:,} of {state['num_images']:,} images: skipped.json")
     return [
         *lines,
         f"Run folder  {run}",

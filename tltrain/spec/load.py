@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tltrain.spec.wording import kind
 from tltrain.spec.yaml_text import MAX_BYTES, Document, KeyPath, dotted, parse_document
 
 _KINDS = tuple(Domain.model_fields)
+_TOLD = 10
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -103,7 +105,7 @@ def _validated(document: Document) -> Spec:
         what = f"the spec has version {version}, and this tltrain reads version {SPEC_VERSION}"
         raise SpecError(Problem(what, "Use a newer tltrain", document.place(("version",)), "version"))
     spec, findings = validate(document)
-    problems = document.problems + [finding.problem for finding in findings]
+    problems = document.problems + [f.problem for f in findings if f.path not in document.stand_ins]
     usable = spec or _without_faults(document, findings)
     if usable is not None:
         wrong = [dotted(finding.path) for finding in findings if not finding.unknown]
@@ -112,8 +114,23 @@ def _validated(document: Document) -> Spec:
         found = check(usable, wrong) + check_sweep(usable, wrong)
         problems += [_at(document, problem) for problem in found]
     if problems or spec is None:
-        raise SpecError(problems)
+        raise SpecError(_ten_of_a_kind(problems))
     return spec
+
+
+def _ten_of_a_kind(problems: Sequence[Problem]) -> list[Problem]:
+    """Name the first ten problems that are mended alike, and count the others."""
+    alike = Counter(problem.action for problem in problems)
+    seen: Counter[str] = Counter()
+    told = []
+    for problem in problems:
+        seen[problem.action] += 1
+        if seen[problem.action] <= _TOLD:
+            told.append(problem)
+        elif seen[problem.action] == _TOLD + 1:
+            what = f"{alike[problem.action] - _TOLD} more of this kind, from here on"
+            told.append(Problem(what, problem.action, problem.where))
+    return told
 
 
 def _without_faults(document: Document, findings: Sequence[Finding]) -> Spec | None:

@@ -83,6 +83,10 @@ class DataSpec(Section):
     """Alpha of CutMix's Beta distribution; 0 turns it off."""
     num_loader_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Decoding processes per training worker; `auto` takes its share of the CPUs."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """What becomes of an image that cannot be used: it ends the run (`fail`), or it is left out and listed (`skip`)."""
+    max_bad_fraction: Fraction = 0.05
+    """Largest share of a source's images that may be left out (`on_bad_image: skip`); above it the run ends."""
     thumbnails: Annotated[int, Field(ge=0, le=200)] = 24
     """Test images of each kind (surest mistakes, least certain) that are kept small for the report; 0 keeps none."""
 
@@ -232,9 +236,9 @@ class CheckpointSpec(Section):
 class Domain(Section):
     """What values a searched key takes: exactly one of these."""
 
-    grid: Annotated[list[Any], Field(min_length=1)] | None = None
+    grid: Annotated[list[Any], Field(min_length=1, max_length=1000)] | None = None
     """Each of these values with each of every other grid."""
-    choice: Annotated[list[Any], Field(min_length=1)] | None = None
+    choice: Annotated[list[Any], Field(min_length=1, max_length=1000)] | None = None
     """One of these values, drawn evenly."""
     uniform: Bounds | None = None
     """A number between two bounds."""

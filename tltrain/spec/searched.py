@@ -36,6 +36,8 @@ SHARED = {
     "data.download": _NO_EFFECT,
     "data.num_loader_workers": _NO_EFFECT,
     "data.thumbnails": _NO_EFFECT,
+    "data.on_bad_image": _SAME_IMAGES,
+    "data.max_bad_fraction": _SAME_IMAGES,
 }
 
 

@@ -114,6 +114,9 @@ def _problem(error: ErrorDetails, spot: _Spot, root: type[Section], document: Do
         return Problem(str(error.get("ctx", {})["error"]), "", document.key_place(path), key)
     if error["type"] == "too_short" and not spot.value:
         return Problem("nothing is in it", "Give at least one value", document.place(path), key)
+    if error["type"] == "too_long" and spot.field is not None and spot.field[1] in ("grid", "choice"):
+        most = error.get("ctx", {})["max_length"]
+        return Problem(f"{len(spot.value)} values are listed", f"List at most {most}", document.place(path), key)
     if spot.value is None and get_origin(bare(spot.hint)) is dict:
         return Problem("has no value", f"It means: {_description(spot)}", document.place(path), key)
     what, action = _section_problem(spot) or judge(spot.hint, spot.value)

@@ -82,6 +82,7 @@ RULES = (
     _Rule("data.label_column", _no_labels, "no source is a table or has labels in JSON"),
     _Rule("data.root", _root_unused, "no source is kept there"),
     _Rule("data.download", _nothing_fetched, "no source is torchvision:NAME or huggingface:NAME"),
+    _Rule("data.max_bad_fraction", lambda s: s.data.on_bad_image == "fail", "data.on_bad_image is fail"),
     _Rule("cache.views", lambda s: s.data.augment == "none", "data.augment is none: an image has one view"),
     _Rule("cache.dir", lambda s: s.cache.budget_gb == 0, "cache.budget_gb is 0"),
     _Rule(

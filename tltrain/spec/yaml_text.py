@@ -15,11 +15,11 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.resolver import VersionedResolver
 
-from tltrain.errors import Problem, SpecError
+from tltrain.errors import Problem, SpecError, shown
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
-MAX_NODES = 20_000
+MAX_NODES = 8_000
 MAX_DIGITS = 100
 
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -47,6 +47,7 @@ _SYNTAX_HELP = [
     ),
     (r"unexpected end of stream", "a quote is not closed", "Close it on the same line"),
     (r"expected ',' or '[\]}]'", "a bracket is not closed", "Close it, and put commas between the values"),
+    (r"found '<stream end>'", "it ends in the middle of a value", "Close what is open"),
     (r"undefined alias", "an alias without its anchor", "Put text that begins with * in quotes"),
     (r"cannot start any token", "a character that no value can begin with", "Put the value in quotes"),
 ]
@@ -61,6 +62,8 @@ class Document:
     places: dict[KeyPath, str] = field(default_factory=dict)
     key_places: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    stand_ins: set[KeyPath] = field(default_factory=set)
+    """Where a faulty value was replaced by one that means nothing; the problem is told already."""
 
     def place(self, path: KeyPath) -> str:
         """Where the value at `path` stands, or the nearest part around it that was written."""
@@ -80,8 +83,7 @@ def dotted(path: KeyPath) -> str:
 
 def printable(text: str, limit: int = 60) -> str:
     """Text on one line: what a terminal cannot show is escaped, what is too long is cut."""
-    text = text if len(text) <= limit else text[: limit - 3] + "..."
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return shown(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 def parse_document(text: str, where: str) -> Document:
@@ -181,7 +183,9 @@ def _syntax_problem(error: YAMLError, text: str, place: _Place) -> Problem:
     if "single document" in said:
         return Problem("a second document begins here", "Keep one spec per file: remove the line ---", where)
     if mark and "\t" in _line_before(text, mark):
-        return Problem("a tab stands in the indentation", "Indent with spaces", where)
+        is_indentation = "\t" in _line_before(text, mark)[:-1] or not _head(text, mark).strip()
+        what = "a tab stands in the indentation" if is_indentation else "a tab stands here"
+        return Problem(what, "Indent with spaces" if is_indentation else "Write a space", where)
     for pattern, what, action in _SYNTAX_HELP:
         if re.search(pattern, said):
             return Problem(f"not valid YAML: {what}", action, where)
@@ -194,6 +198,11 @@ def _line_before(text: str, mark: Any) -> str:
     lines = text.split("\n")
     line = lines[mark.line] if mark.line < len(lines) else ""
     return line[: len(line) - len(line.lstrip())] + line[mark.column : mark.column + 1]
+
+
+def _head(text: str, mark: Any) -> str:
+    """The marked line up to the mark."""
+    return text.split("\n")[mark.line][: mark.column]
 
 
 class _NodeReader:
@@ -247,15 +256,17 @@ class _NodeReader:
         tag, text = str(node.tag), node.value
         if tag in (_TAG + "int", _TAG + "float") and len(text) > MAX_DIGITS:
             self._problem(f"a number of {len(text)} digits is too long", "Shorten it", where, path)
+            self.document.stand_ins.add(path)
             return None
         value = _scalar(tag, text)
         if isinstance(value, str) and not self._text_is_good(value, path, where):
+            self.document.stand_ins.add(path)
             return ""
         return value
 
     def _text_is_good(self, text: str, path: KeyPath, where: str) -> bool:
         # One line of real characters: so it can be printed, logged and used as a path.
-        bad = next((char for char in text if unicodedata.category(char) in ("Cc", "Cs")), None)
+        bad = next((char for char in text if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")), None)
         if bad is not None:
             what = f"the text holds a line break or control character (U+{ord(bad):04X})"
             self._problem(what, "Write it on one line", where, path)

@@ -23,6 +23,7 @@ from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
 from tltrain.train.explain import check
 from tltrain.train.lane import Clock, Lane
+from tltrain.train.skipped import by_source, look_at_images
 from tltrain.train.tap_arrays import TapArray
 from tltrain.train.tap_files import Layout
 from tltrain.train.taps import Taps
@@ -75,7 +76,8 @@ def calibrate(lanes: Mapping[int, Spec], *, num_workers: int, device: torch.devi
     share a batch, of which one is measured. Raises DataError where images cannot be read.
     """
     spec = next(iter(lanes.values()))
-    splits, network = check(spec)
+    looks = look_at_images(spec, [], Group(0, 1, 0, 1, device))
+    splits, network = check(spec, by_source(looks))
     preprocessing = resolve_preprocessing(spec.data, network.preprocessing)
     with _threads(spec.resources.cpus_per_worker):
         bench = _Bench(lanes, splits, network, preprocessing, num_workers, device)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tltrain.data.loader import steps_per_epoch
-from tltrain.data.splits import Splits, load_splits
+from tltrain.data.splits import Skipped, Splits, load_splits
 from tltrain.data.transforms import resolve_preprocessing
 from tltrain.errors import TltrainError
 from tltrain.models.zoo import Network, build_network, check_image_size
@@ -92,12 +92,15 @@ def _size_notes(spec: Spec, num_images: int) -> list[str]:
     return [f"{num_images} training images are fewer than a batch of {spec.train.images_per_step}: one step per epoch"]
 
 
-def check(spec: Spec) -> tuple[Splits, Network]:
-    """Load the splits and build the network with random weights. Raises what is wrong with either, together."""
+def check(spec: Spec, skipped: Skipped | None = None) -> tuple[Splits, Network]:
+    """Load the splits and build the network with random weights. Raises what is wrong with either, together.
+
+    skipped: images that are left out.
+    """
     problems: list[TltrainError] = []
     splits, network = None, None
     try:
-        splits = load_splits(spec.data, spec.seed, allow_code=spec.allow_code)
+        splits = load_splits(spec.data, spec.seed, allow_code=spec.allow_code, skipped=skipped)
     except TltrainError as error:
         problems.append(error)
     model = spec.model.model_copy(update={"weights": "random"})

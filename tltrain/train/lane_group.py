@@ -24,6 +24,7 @@ from tltrain.train.measured import LaneEpochs, Record, bench_record, group_recor
 from tltrain.train.memory import has_room
 from tltrain.train.phases import OTHER, Phases
 from tltrain.train.session import configure_torch, fine_tune
+from tltrain.train.skipped import read_looks, write_looks
 from tltrain.train.workbench import Workbench, fingerprint, open_folder, open_store
 
 LANE = "lane"
@@ -92,7 +93,8 @@ class LaneGroup:
         key = bench_key(spec)
         if key not in self._benches:
             folder = RunFolder(self._run.folder.child("groups", f"{self._index}-{key}"))
-            shared = {"passes": self._passes, "store": self._store, "meter": self._meter}
+            known = read_looks(self._run) if self._group.is_first else []
+            shared = {"passes": self._passes, "store": self._store, "meter": self._meter, "known": known}
             self._benches[key] = Workbench(spec, folder, self._group, **shared)
             self._fill(key)
         return self._benches[key]
@@ -165,8 +167,11 @@ class LaneGroup:
 
     def finish(self, spec: Spec, name: str) -> dict[str, Any]:
         """Train `spec` as a run of its own in the folder `name` of the sweep, with all that a run leaves."""
+        run = RunFolder(self._run.folder.child(name))
+        if self._group.is_first and (looks := read_looks(self._run)):
+            write_looks(run, looks)
         with self._phases("winner"):
-            return fine_tune(spec, RunFolder(self._run.folder.child(name)), self._group, store=self._store)
+            return fine_tune(spec, run, self._group, store=self._store)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

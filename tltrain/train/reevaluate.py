@@ -17,6 +17,7 @@ from tltrain.spec.names import TORCHVISION_PREFIX
 from tltrain.spec.paths import is_address
 from tltrain.spec.schema import DataSpec
 from tltrain.train.evaluation import Predictions, evaluate
+from tltrain.train.skipped import as_dicts, usable_part
 from tltrain.train.temperature import fit_temperature, save_temperature
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,12 @@ def evaluate_model(path: str, data: str, *, calibrate: bool = False) -> dict[str
     model = open_model(path)
     settings = model.place.data or DataSpec(train=data)
     split = open_split(data, settings, model.classes, allow_code=model.place.allow_code)
+    left_out: dict[str, Any] = {}
+    if settings.on_bad_image == "skip":
+        split, look = usable_part(split, data, settings)
+        left_out["skipped"] = as_dicts(look.bad)
+        if look.bad:
+            logger.warning("%s", look)
     _warn_of_known_images(settings, data, is_known=model.place.data is not None, calibrate=calibrate)
     logits, labels, positions = _outputs(model, split, settings)
 
@@ -44,7 +51,7 @@ def evaluate_model(path: str, data: str, *, calibrate: bool = False) -> dict[str
         results = Predictions.from_logits(logits, labels, positions, temperature=temperature)
         return {"temperature": temperature, **evaluate(results, model.classes)}
 
-    found = {"run": model.place.name, "data": data, **numbers(model.network.temperature)}
+    found = {"run": model.place.name, "data": data, **left_out, **numbers(model.network.temperature)}
     if not calibrate:
         return found
     before = {name: found[name] for name in CALIBRATED}

@@ -20,6 +20,7 @@ from tltrain.train.checkpoint import Checkpoint, Checkpoints
 from tltrain.train.distributed import Group
 from tltrain.train.finish import finish_lane
 from tltrain.train.phases import add_seconds
+from tltrain.train.skipped import read_looks
 from tltrain.train.workbench import Workbench, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -75,12 +76,13 @@ class Session:
     ) -> None:
         self.spec, self.run, self.group, self._report = spec, run, group, report
         self.meter = Meter(run.folder if group.is_first else None)
-        self.bench = Workbench(spec, run, group, passes=spec.train.epochs, store=store, meter=self.meter)
+        known = read_looks(run) if group.is_first else []
+        self.bench = Workbench(spec, run, group, passes=spec.train.epochs, store=store, meter=self.meter, known=known)
         self.lane = self.bench.make_lane(LANE, spec)
         self.clock = self.lane.clock
         self.checkpoints = Checkpoints(run.checkpoints, keep=spec.checkpoint.keep)
         self._earlier_s: dict[str, float] = {}
-        self._info = {"batch_size": spec.train.images_per_step, "data_fingerprint": self.bench.splits.fingerprint}
+        self._info = {"batch_size": spec.train.images_per_step, "data_fingerprint": self.bench.splits.learned_from}
 
     def pretrained_fingerprint(self) -> str:
         """Return the sha256 of the pretrained network, which must never move (rank 0; empty elsewhere)."""
@@ -92,7 +94,7 @@ class Session:
         if checkpoint is None:
             self._drop_rows_after(0)
             return 0
-        if checkpoint.info["data_fingerprint"] != self.bench.splits.fingerprint:
+        if checkpoint.info["data_fingerprint"] != self._info["data_fingerprint"]:
             raise DataError(
                 f"the data has changed since run {self.run.name} began",
                 "Put the data back, or start a run with another name",

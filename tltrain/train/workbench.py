@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tltrain.data.bare import bare_eval_batches, bare_train_batches
 from tltrain.data.decoded import DecodedImages, is_deterministic, plan_decoded_images
 from tltrain.data.loader import Batch, eval_batches, resolve_loader_workers, steps_per_epoch, train_batches
 from tltrain.data.preprocessing import Preprocessing
-from tltrain.data.splits import Split, Splits, load_splits
+from tltrain.data.splits import Split, Splits
 from tltrain.data.transforms import resolve_preprocessing
 from tltrain.errors import DataError
 from tltrain.models.state import load_state
@@ -33,6 +33,7 @@ from tltrain.train.kept import KeptTaps
 from tltrain.train.lane import Clock, Lane, freeze_depth_at
 from tltrain.train.node_folder import NodeFolder
 from tltrain.train.phases import Phases
+from tltrain.train.skipped import Look, usable_splits
 from tltrain.train.tap_files import Layout
 from tltrain.train.tap_rates import measure_tiers
 from tltrain.train.taps import Kept, NothingKept, Taps, can_do_without_images
@@ -54,16 +55,17 @@ class Workbench:
         passes: int,
         store: ActivationStore | None = None,
         meter: Meter | None = None,
+        known: Sequence[Look] = (),
     ) -> None:
         """passes: how often the training images will be gone through, at a guess, over all lanes in lockstep.
 
         run: where the pretrained network is copied to, to go on with; None for a short test that leaves nothing.
 
-        store: kept taps that outlive this workbench; without one it opens its own. meter: counts what is done.
+        store: kept taps that outlive this workbench; without one it opens its own. meter: counts what is done. known:
+        what was found when the images were looked at, on rank 0.
         """
         self.spec, self.group, self.meter = spec, group, meter or Meter()
-        # The driver has looked for leaks.
-        self.splits = load_splits(spec.data, spec.seed, allow_code=spec.allow_code, check_leakage=False)
+        self.splits = usable_splits(spec, known, group)
         self.network = load_network(spec, run, group, num_classes=len(self.splits.classes))
         self.preprocessing = resolve_preprocessing(spec.data, self.network.preprocessing)
         self.steps_per_epoch = steps_per_epoch(len(self.splits.train), spec.train.images_per_step)

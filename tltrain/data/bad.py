@@ -1,4 +1,4 @@
-"""An image that cannot be classified."""
+"""An image that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BadImage:
-    """What the image is called, and why it cannot be classified."""
+    """What the image is called, and why it cannot be used."""
 
     id: str
     reason: str
