@@ -21,6 +21,7 @@ NEAR_SIDE = (
     "report",
     "jobs",
     "messages",
+    "stopping",
     "progress",
     "track",
     "terminal",

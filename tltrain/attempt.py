@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tltrain import stopping
 from tltrain.environment import JOB_VARIABLE
 from tltrain.errors import Problem, SpecError, TimeLimitError, TltrainError
 from tltrain.lease import hold
@@ -65,7 +66,7 @@ def attempt(spec: Spec, run: RunFolder, tell: Callable[[str], None]) -> Iterator
     """
     from tltrain.train.finish import versions
 
-    with hold(run.folder) as folder:
+    with stopping.handled(), hold(run.folder) as folder:
         run = RunFolder(folder)
         if run.exists():
             tell(f"Resuming run {spec.name}")
@@ -73,15 +74,16 @@ def attempt(spec: Spec, run: RunFolder, tell: Callable[[str], None]) -> Iterator
         run.write_spec(dump_yaml(spec))
         started = run.state().get("started_at", time.time())
         job = os.environ.get(JOB_VARIABLE)
-        begun = {"state": "running", "error": None, "cause": None, "job": job}
+        begun = {"state": "running", "error": None, "cause": None, "waiting": None, "job": job}
         run.update(name=spec.name, started_at=started, versions=versions(), **begun)
         try:
             yield run
         except KeyboardInterrupt:
             run.update(state="interrupted")
             raise KeyboardInterrupt("Run the same command again to go on from the newest checkpoint.") from None
-        except SystemExit:  # what Ray makes of SIGTERM, by which a job is stopped
+        except SystemExit:  # SIGTERM, by which a job is stopped
             run.update(state="interrupted")
+            tell("Stopped. Run the same command again to go on from the newest checkpoint.")
             raise
         except TltrainError as error:
             run.update(state="failed", error=[str(problem) for problem in error.problems], cause=error.cause)

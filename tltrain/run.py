@@ -88,7 +88,7 @@ def _execute_local(spec: Spec, run: RunFolder, output: Output) -> int:
     import torch
 
     from tltrain.train.distributed import describe_devices, group_from_environment
-    from tltrain.train.session import fine_tune
+    from tltrain.train.plain import train_plainly
     from tltrain.train.skipped import look_at_images
 
     wants_gpu = spec.resources.gpus_per_worker != 0 and torch.cuda.is_available()
@@ -99,7 +99,7 @@ def _execute_local(spec: Spec, run: RunFolder, output: Output) -> int:
     if not group.is_first:
         look_at_images(spec, [], group)
         group.barrier()
-        fine_tune(spec, run, group)
+        train_plainly(spec, run, group)
         return 0
     facts = gather_facts(spec, run, workers=f"{group.world_size} on {group.device.type}, in this process (--local)")
     with _attempt(spec, run, {**facts, "devices": describe_devices()}, output, group) as run:
@@ -107,7 +107,7 @@ def _execute_local(spec: Spec, run: RunFolder, output: Output) -> int:
 
         def train(follower: RunFollower) -> dict[str, Any]:
             with follower.polling():
-                return fine_tune(spec, run, group)
+                return train_plainly(spec, run, group)
 
         _train(spec, run, output, train)
     return _print_result(run, output)

@@ -67,6 +67,9 @@ CASES: dict[str, tuple[Attempt, Seen, dict[str, Any] | None, State, Cause | None
         *(SENT, seen("FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED"), {}, State.FAILED, Cause.NODE_LOST),
     ),
     "interrupted": (SENT, seen("FAILED", exit_code=130), {}, State.STOPPED, None),
+    "told to end by whoever runs the machine": (
+        *(SENT, seen("FAILED", exit_code=143), own("interrupted"), State.FAILED, Cause.PREEMPTED),
+    ),
     "silent for a moment": (replace(SENT, silent_since=NOW - 5), Seen(silence="no"), {}, State.STARTING, None),
     "silent for long": (
         *(replace(SENT, silent_since=NOW - LOST_AFTER_S), Seen(silence="no"), {}, State.FAILED, Cause.CLUSTER_LOST),
@@ -108,6 +111,15 @@ def test_state_and_cause(case: str) -> None:
     verdict = judge(attempt, look, run, NOW)
 
     assert (verdict.state, verdict.cause) == (state, cause), verdict
+
+
+def test_whoever_waits_says_for_what_and_how_long_at_most() -> None:
+    for_nodes = own("running", waiting={"for": "nodes: 2 of 3 are there", "until": NOW})
+    for_another = {"job": "other", "holder": "attempt 2 (process 7 on far)"}
+    reasons = [judge(SENT, seen("RUNNING"), run, NOW).reason for run in (for_nodes, for_another)]
+    clock = time.strftime("%H:%M:%S", time.localtime(NOW))
+    assert reasons[0] == f"waits for nodes: 2 of 3 are there, at most until {clock}"
+    assert reasons[1] == "waits to see whether attempt 2 (process 7 on far) is still alive, at most 60 s"
 
 
 def test_every_state_and_cause_is_reached_and_said() -> None:

@@ -177,7 +177,8 @@ def test_early_stopping_ends_the_run_and_the_best_epoch_is_evaluated(tmp_path: P
 def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_rate(tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path, {"optim.learning_rate": 1e30, "optim.schedule": "constant", "model.freeze_depth": 0})
     run = RunFolder.at(spec.storage, spec.name)
-    with pytest.raises(DivergedError, match=r"lane-0 is not finite at step \d+ \(learning rate 1e\+30\)"):
+    named = r"lane-0 is not finite at step \d+ \(learning rate 1e\+30\), for train\.parquet#\d+, "
+    with pytest.raises(DivergedError, match=named):
         fine_tune(spec, run, ALONE)
     assert run.checkpoints.names() == []
 

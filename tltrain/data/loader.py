@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import select
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -307,7 +308,9 @@ def _end_with(owner_pid: int, _worker: int) -> None:
 
     torch watches the parent alone, and the parent of a process made by a fork server is the server, which in turn
     stays as long as it has children: a training process that is killed would leave its loaders behind for ever.
+    Ctrl-C, which a terminal sends to all processes, is for that one to follow, which still needs its loaders.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(os, "pidfd_open"):
         return
     try:

@@ -6,6 +6,7 @@ Nothing here needs torch, so that the processes can start while the driver impor
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Worker = Callable[[dict[str, Any], "Group"], Any]
 
 PING_EVERY_S = 2.0
-HUNG_AFTER_S = 60.0
+HUNG_AFTER_S = 45.0
 """How long a worker may leave a ping unanswered."""
 STARTED_WITHIN_S = 600.0
 _LOOK_EVERY_S = 5.0
@@ -48,8 +49,9 @@ class _Alone:
         has_gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
         return worker(config, Group(0, 1, 0, 1, choose_device(0, has_gpu)))
 
-    def ping(self) -> None:
-        """Say that the process goes on."""
+    def ping(self) -> str:
+        """Say that the process goes on, and which one it is."""
+        return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def prestart(spec: Spec) -> list[Any]:
@@ -96,24 +98,27 @@ def run_alone(
     config = {"spec": spec.model_dump_json(), "run": run.uri, "python_path": os.getcwd(), **config}
     result = process.run.remote(worker, config)
     try:
-        _wait_for_start(process, can_start)
-        _watch(process, result)
+        _watch(process, result, name=_wait_for_start(process, can_start))
         return ray.get(result)
     finally:
         ray.kill(process)
 
 
-def _wait_for_start(process: Any, can_start: Callable[[], bool]) -> None:
-    """Wait until the process answers; a failed start shows in its result."""
+def _wait_for_start(process: Any, can_start: Callable[[], bool]) -> str:
+    """Wait until the process answers, and return its name; a failed start shows in its result."""
     answer, deadline = process.ping.remote(), time.monotonic() + STARTED_WITHIN_S
     while not ray.wait([answer], timeout=_LOOK_EVERY_S)[0]:
         if not can_start() or time.monotonic() > deadline:
-            raise WorkerHungError("a worker has not started")
+            raise WorkerHungError(f"a worker has not started within {STARTED_WITHIN_S:g} s, or has no room any more")
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayError:
+        return "its process"
 
 
-def _watch(process: Any, result: Any) -> None:
+def _watch(process: Any, result: Any, *, name: str) -> None:
     """Wait for the result as long as pings are answered."""
     while not ray.wait([result], timeout=PING_EVERY_S)[0]:
         answered, _ = ray.wait([result, process.ping.remote()], timeout=HUNG_AFTER_S)
         if not answered:
-            raise WorkerHungError(f"a worker has not answered for {HUNG_AFTER_S:g} s")
+            raise WorkerHungError(f"a worker ({name}) has not answered for {HUNG_AFTER_S:g} s")

@@ -19,6 +19,7 @@ from tltrain.engine.plan import Node, Request, find_shortage, make_request
 from tltrain.engine.scratch import scratch_folder
 from tltrain.errors import LostError, ResourceError
 from tltrain.machine import devices_text
+from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import ResourcesSpec
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "45",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -127,13 +128,14 @@ def _gpu_kind(resources: Mapping[str, float]) -> str:
     return kinds[0] if kinds else "GPU"
 
 
-def wait_for_room_again(resources: ResourcesSpec) -> Request:
+def wait_for_room_again(resources: ResourcesSpec, run: RunFolder | None = None) -> Request:
     """Return the request after a loss, waiting at least RETURN_S for a node to come back or to be replaced.
 
-    Raises LostError where none does: the request did fit, so it is no mistake of the user's.
+    run: where it is noted that this waits, why, and until when. Raises LostError where none does: the request did fit,
+    so it is no mistake of the user's.
     """
     try:
-        return wait_for_room(resources.model_copy(update={"wait_s": max(resources.wait_s, RETURN_S)}))
+        return wait_for_room(resources.model_copy(update={"wait_s": max(resources.wait_s, RETURN_S)}), run)
     except ResourceError as error:
         raise LostError(
             f"a node was lost, and none came in its place: {error.problems[0].what}",
@@ -141,10 +143,11 @@ def wait_for_room_again(resources: ResourcesSpec) -> Request:
         ) from error
 
 
-def wait_for_room(resources: ResourcesSpec) -> Request:
+def wait_for_room(resources: ResourcesSpec, run: RunFolder | None = None) -> Request:
     """Return the request as the cluster can hold it, waiting up to `resources.wait_s` for nodes to join.
 
-    Raises ResourceError with the arithmetic where it still does not fit then.
+    run: where it is noted that this waits, why, and until when. Raises ResourceError with the arithmetic where it still
+    does not fit then.
     """
     deadline = time.monotonic() + resources.wait_s
     told = False
@@ -153,12 +156,17 @@ def wait_for_room(resources: ResourcesSpec) -> Request:
         request = make_request(resources, nodes)
         shortage = find_shortage(request, nodes)
         if shortage is None:
+            if told and run is not None:
+                run.update(waiting=None)
             return request
         if time.monotonic() >= deadline:
             raise ResourceError(shortage)
         if not told:
             logger.info("waiting up to %g s for nodes: %s", resources.wait_s, shortage.what)
             _ask_autoscaler(request)
+            if run is not None:
+                until = time.time() + deadline - time.monotonic()
+                run.update(waiting={"for": f"nodes: {shortage.what}", "until": until})
             told = True
         time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
 

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import ray.train
 import ray.train.torch
@@ -15,11 +15,13 @@ from ray.exceptions import RayError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from tltrain import stopping
 from tltrain.engine.alone import WorkerHungError
 from tltrain.engine.cluster import connected, wait_for_room, wait_for_room_again
 from tltrain.engine.plan import Request
 from tltrain.engine.preflight import preflight
-from tltrain.engine.retry import Cause, classify, decide
+from tltrain.engine.retry import Cause, classify, decide, describe
+from tltrain.engine.stop_request import GRACE_S, ask_to_stop, forget
 from tltrain.engine.worker import train_worker
 from tltrain.errors import LostError, OutOfMemoryError, PreemptedError, RunError, TltrainError
 from tltrain.lease import begin_workers
@@ -41,7 +43,8 @@ def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, An
     with connected():
         failures = 0
         while True:
-            request = wait_for_room_again(spec.resources) if failures else wait_for_room(spec.resources)
+            wait = wait_for_room_again if failures else wait_for_room
+            request = wait(spec.resources, run)
             if failures == 0:
                 preflight(spec, run, request)
             run.update(attempts=run.state().get("attempts", 0) + 1, workers=request.max_workers)
@@ -57,14 +60,29 @@ def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, An
 def _attempt(spec: Spec, run: RunFolder, request: Request, poll: Callable[[], None]) -> dict[str, Any]:
     """Run one worker group to its end in a thread, so that this one stays free for `poll` and for Ctrl-C."""
     name = f"attempt-{run.state()['attempts']}"
-    trainer = build_trainer(train_worker, {"lease": begin_workers(run.folder, "")}, spec, run, request, name=name)
+    stop_key = f"tltrain/stop/{run.uri}/{name}/{time.time_ns()}"
+    config = {"lease": begin_workers(run.folder, ""), "stop_key": stop_key}
+    trainer = build_trainer(train_worker, config, spec, run, request, name=name)
     future = in_background(trainer.fit)
-    while not future.done():
-        concurrent.futures.wait([future], timeout=0.2)
-        poll()
+    with stopping.deferred():
+        while not future.done() and not stopping.wished():
+            concurrent.futures.wait([future], timeout=0.2)
+            poll()
+        if stopping.wished():
+            _stop(future, stop_key)
     summary = future.result().return_value
     assert summary is not None, "a worker group that ends well returns a summary"
     return summary
+
+
+def _stop(future: concurrent.futures.Future[Any], stop_key: str) -> NoReturn:
+    """Have the workers write a checkpoint and end, in the time that there is; then end as the signal asks for."""
+    ask_to_stop(stop_key, stopping.wished())
+    concurrent.futures.wait([future], timeout=GRACE_S)
+    forget(stop_key)
+    if not future.done():
+        logger.warning("the workers have not ended within %g s, and are left behind", GRACE_S)
+    stopping.end(stopping.wished())
 
 
 def in_background(function: Callable[[], Any]) -> concurrent.futures.Future[Any]:
@@ -115,10 +133,11 @@ def retry_or_raise(error: BaseException, failures_before: int, max_failures: int
     cause = classify(failures)
     decision = decide(cause, failures_before=failures_before, max_failures=max_failures)
     if decision.retry:
-        logger.warning("%s", decision.reason)
+        names = describe(_by_rank(error))
+        logger.warning("%s%s", decision.reason, f" ({names})" if names else "")
         time.sleep(decision.wait_s)
         return
-    for failure in failures:
+    for failure in sorted(failures, key=lambda each: isinstance(each, LostError)):
         if isinstance(failure, TltrainError):
             raise failure from None
     if cause is Cause.OUT_OF_MEMORY:
@@ -141,11 +160,16 @@ def unwrap(error: BaseException) -> list[BaseException]:
     """Return the exceptions behind Ray's: one per failed worker, or the controller's."""
     if isinstance(error, RayTaskError):
         return [error.cause]
-    failures: list[BaseException] = list(getattr(error, "worker_failures", {}).values())
+    failures = list(_by_rank(error).values())
     controller_failure = getattr(error, "controller_failure", None)
     if controller_failure is not None:
-        failures.append(controller_failure)
-    return [_inner(failure) for failure in failures] or [error]
+        failures.append(_inner(controller_failure))
+    return failures or [error]
+
+
+def _by_rank(error: BaseException) -> dict[int, BaseException]:
+    """Return the exceptions of the workers behind Ray's."""
+    return {rank: _inner(failure) for rank, failure in getattr(error, "worker_failures", {}).items()}
 
 
 def _inner(failure: BaseException) -> BaseException:

@@ -18,6 +18,7 @@ from tltrain.spec.space import Trial, apply
 from tltrain.train.distributed import Group
 from tltrain.train.lane_group import LaneGroup
 from tltrain.train.measured import Record
+from tltrain.train.presence import present
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,9 @@ def lane_worker(config: dict[str, Any], group: Group | None = None) -> Record:
     """
     if config["python_path"] not in sys.path:
         sys.path.insert(0, config["python_path"])
-    worker = _LaneWorker(config, group or current_group())
-    return worker.run()
+    group = group or current_group()
+    with present(group):
+        return _LaneWorker(config, group).run()
 
 
 class _LaneWorker:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from tltrain.errors import TltrainError
+from tltrain.errors import LostError, TltrainError
 
 
 class Cause(Enum):
@@ -33,7 +33,7 @@ def classify(failures: Sequence[BaseException]) -> Cause:
     memory; what is left, and broken collectives, mean that somebody was lost.
     """
     names = [type(failure).__name__ for failure in failures]
-    if any(isinstance(failure, TltrainError) for failure in failures):
+    if any(isinstance(failure, TltrainError) and not isinstance(failure, LostError) for failure in failures):
         return Cause.USER
     if any(name == "OutOfMemoryError" for name in names):
         return Cause.OUT_OF_MEMORY
@@ -67,9 +67,23 @@ BROKEN_COLLECTIVES = (
 )
 
 
+def describe(failures: Mapping[int, BaseException]) -> str:
+    """Name the ranks that were lost, of a group's failures by rank; those whose collectives broke only lost another."""
+    lost = {rank: failure for rank, failure in failures.items() if not _is_broken_collective(failure)}
+    return "; ".join(f"rank {rank}: {_first_line(failure)}" for rank, failure in sorted((lost or failures).items()))
+
+
+def _first_line(failure: BaseException) -> str:
+    return (str(failure).strip() or type(failure).__name__).splitlines()[0]
+
+
 def _is_loss(failure: BaseException) -> bool:
-    if any(kind.__name__ in LOSSES for kind in type(failure).__mro__):
+    if isinstance(failure, LostError) or any(kind.__name__ in LOSSES for kind in type(failure).__mro__):
         return True
+    return _is_broken_collective(failure)
+
+
+def _is_broken_collective(failure: BaseException) -> bool:
     return isinstance(failure, RuntimeError) and any(words in str(failure) for words in BROKEN_COLLECTIVES)
 
 

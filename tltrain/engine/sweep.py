@@ -56,7 +56,8 @@ def sweep(
     with connected():
         failures = 0
         while True:
-            request = wait_for_room_again(spec.resources) if failures else wait_for_room(spec.resources)
+            wait = wait_for_room_again if failures else wait_for_room
+            request = wait(spec.resources, run)
             if failures == 0:
                 preflight(spec, run, request)
             num_groups = count_groups(request, len(record.trials) or spec.sweep.num_trials or 1)

@@ -90,6 +90,7 @@ def environment(name: str) -> dict[str, str]:
     # A process that joins by address, as the one that takes jobs does, puts the machine's outer address in the place of
     # 127.0.0.1, where nothing listens; it does not where Ray expects no other machines, as on macOS.
     own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    own["RAY_JOB_STOP_WAIT_TIME_S"] = "30"  # Ray kills a job that is stopped after 3 s, too soon for a checkpoint
     return own | {"RAY_START_HOOK": HOOK, "RAY_USAGE_STATS_ENABLED": "0"}
 
 

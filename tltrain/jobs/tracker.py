@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tltrain.errors import ResourceError, StorageError, TltrainError
+from tltrain.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ResourceError, StorageError, TltrainError
 from tltrain.jobs.clusters import LocalCluster, load_cluster
 from tltrain.jobs.endpoint import reach
 from tltrain.jobs.ledger import Attempt, Job, Ledger
 from tltrain.jobs.ray_jobs import JobInfo, NoAnswerError, RayJobs
 from tltrain.jobs.states import Cause, State, Verdict
-from tltrain.lease import read_lease
+from tltrain.lease import EXPIRY_S, read_lease
 from tltrain.run_folder import RunFolder
 
 LOST_AFTER_S = 40.0
@@ -23,7 +23,8 @@ SENDING_S = 90.0
 """Seconds after its record in which an attempt may still be on its way to the cluster."""
 
 _KILLED = (-9, 137)
-_CAUSES_BY_EXIT_CODE = {2: Cause.USER, 3: Cause.RESOURCES, 4: Cause.DATA}
+# What ends a program by SIGTERM without `tltrain stop`, which is known as such, is a machine that is taken back.
+_CAUSES_BY_EXIT_CODE = {2: Cause.USER, 3: Cause.RESOURCES, 4: Cause.DATA, EXIT_TERMINATED: Cause.PREEMPTED}
 _NODE_ERRORS = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE")
 _CLUSTER_ERRORS = ("RUNTIME_ENV_SETUP_FAILURE", "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE")
 
@@ -66,7 +67,7 @@ def judge(attempt: Attempt, seen: Seen, run: Mapping[str, Any] | None, now: floa
         return _judge_missing(attempt, is_new_session, now)
     if seen.runs(attempt.submission_id) and is_new_session:
         return Verdict(State.FAILED, "the cluster was started anew while it ran", Cause.CLUSTER_LOST)
-    return _judge_info(info, own, run is not None)
+    return _judge_info(info, own, run)
 
 
 def _is_final(attempt: Attempt) -> bool:
@@ -96,18 +97,29 @@ def _judge_missing(attempt: Attempt, is_new_session: bool, now: float) -> Verdic
     return Verdict(State.UNKNOWN, "the cluster knows it no more")
 
 
-def _judge_info(info: JobInfo, own: Mapping[str, Any], is_readable: bool) -> Verdict:
+def _judge_info(info: JobInfo, own: Mapping[str, Any], run: Mapping[str, Any] | None) -> Verdict:
     if info.status == "PENDING":
-        return Verdict(State.STARTING, info.message.strip().partition("\n")[0] or "the cluster prepares it")
+        reason = info.message.strip().partition("\n")[0].rstrip(".") or "the cluster prepares it"
+        return Verdict(State.STARTING, f"{reason}; Ray gives up after 15 min, if nobody has told it otherwise")
     if info.status == "RUNNING":
-        if own or not is_readable:
-            return Verdict(State.RUNNING)
-        return Verdict(State.STARTING, "the program runs; training has not begun")
+        return _judge_running(own, run)
     if info.status == "SUCCEEDED":
         return Verdict(State.SUCCEEDED)
-    if info.status == "STOPPED" or info.exit_code == 130:
+    if info.status == "STOPPED" or info.exit_code == EXIT_INTERRUPTED:
         return Verdict(State.STOPPED)
     return Verdict(State.FAILED, _reason(info), failure_cause(info))
+
+
+def _judge_running(own: Mapping[str, Any], run: Mapping[str, Any] | None) -> Verdict:
+    """Say what the program is at: where it waits, for what, and for how long at most."""
+    if waiting := own.get("waiting"):
+        until = time.strftime("%H:%M:%S", time.localtime(waiting["until"]))
+        return Verdict(State.RUNNING, f"waits for {waiting['for']}, at most until {until}")
+    if own or run is None:
+        return Verdict(State.RUNNING)
+    if "holder" in run:
+        return Verdict(State.STARTING, f"waits to see whether {run['holder']} is still alive, at most {EXPIRY_S:g} s")
+    return Verdict(State.STARTING, "the program runs; training has not begun")
 
 
 def failure_cause(info: JobInfo) -> Cause:
@@ -165,7 +177,8 @@ def read_run(job: Job) -> dict[str, Any] | None:
     try:
         run = RunFolder.at(job.storage, job.run)
         lease = read_lease(run.folder)
-        return run.state() | ({"heartbeat_at": lease.heartbeat_at} if lease and not lease.released else {})
+        held = {"heartbeat_at": lease.heartbeat_at, "holder": str(lease)} if lease and not lease.released else {}
+        return run.state() | held
     except StorageError:
         return None
 

@@ -32,9 +32,9 @@ class Cohort:
         self.timer = EpochTimer()
 
     def train_epoch(
-        self, lanes: list[Lane], epoch: int, batches: Iterator[Batch], kept: Kept, save: Callable[[int], None]
+        self, lanes: list[Lane], epoch: int, batches: Iterator[Batch], kept: Kept, after: Callable[[int], None]
     ) -> None:
-        """Train `lanes` through the rest of `epoch`, from where `batches` stands; `save(step)` where one is due.
+        """Train `lanes` through the rest of `epoch`, from where `batches` stands; `after(step)` between two steps.
 
         `batches` may go on beyond the epoch; it is left at the first batch of the next one.
         """
@@ -43,14 +43,11 @@ class Cohort:
             lane.begin_epoch(epoch)
         self._meter.begin_epoch(epoch + 1, max(lane.clock.epochs for lane in lanes), lanes=len(lanes))
         self._meter.begin("training", self._steps_per_epoch * self.spec.train.images_per_step)
-        every = self.spec.checkpoint.every_steps
         for batch in self._phases.images(batches):
             self._train_batch(lanes, batch.to(self.group.device), kept)
             if batch.step + 1 == self._steps_per_epoch:
                 break
-            step = epoch * self._steps_per_epoch + batch.step + 1
-            if every is not None and step % every == 0:
-                save(step)
+            after(epoch * self._steps_per_epoch + batch.step + 1)
         self.timer.end_training(self.group.device)
 
     def _train_batch(self, lanes: list[Lane], batch: Batch, kept: Kept) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,12 @@ from torch import Tensor
 from tltrain.environment import num_cores
 from tltrain.errors import ResourceError
 from tltrain.machine import devices_text
+
+
+class Arrivals:
+    """How many collectives this process has come to: of ranks that wait for each other, the one with fewest is late."""
+
+    count = 0
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Group:
     local_rank: int
     local_world_size: int
     device: torch.device
+    arrivals: Arrivals = field(default_factory=Arrivals, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -40,21 +48,32 @@ class Group:
         """Return the sum of `values` (any shape, float64 or int64) over all ranks."""
         total = values.to(self.device, copy=True)
         if self.world_size > 1:
+            self.arrive()
             dist.all_reduce(total)
         return total
 
     def maximum(self, value: int) -> int:
         """Return the largest `value` of any rank."""
+        return self.largest([value])[0]
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """Return, for each place, the largest of the ranks' `values` there."""
         if self.world_size == 1:
-            return value
-        largest = torch.tensor(value, dtype=torch.int64, device=self.device)
+            return list(values)
+        self.arrive()
+        largest = torch.tensor(values, dtype=torch.int64, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return int(largest)
+        return largest.tolist()
+
+    def arrive(self) -> None:
+        """Count that this rank has come to a collective."""
+        self.arrivals.count += 1
 
     def gather(self, value: Any) -> list[Any] | None:
         """Return every rank's `value` on rank 0, None elsewhere. For small or rare things: it pickles."""
         if self.world_size == 1:
             return [value]
+        self.arrive()
         gathered: list[Any] | None = [None] * self.world_size if self.is_first else None
         dist.gather_object(value, gathered)
         return gathered
@@ -63,6 +82,7 @@ class Group:
         """Return rank 0's `value` on every rank."""
         if self.world_size == 1:
             return value
+        self.arrive()
         box = [value]
         dist.broadcast_object_list(box)
         return box[0]
@@ -70,12 +90,14 @@ class Group:
     def broadcast_tensors(self, tensors: list[Tensor]) -> None:
         """Overwrite `tensors` in place with those of rank 0."""
         if self.world_size > 1:
+            self.arrive()
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
+            self.arrive()
             dist.barrier()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tltrain.data.loader import Batch
-from tltrain.errors import DivergedError
 from tltrain.models.depthwise import use_fast_depthwise
 from tltrain.models.placement import autocast, place
 from tltrain.models.stages import StagedNetwork
@@ -24,6 +23,7 @@ from tltrain.models.zoo import initialise_head
 from tltrain.spec.schema import Spec
 from tltrain.train import optim
 from tltrain.train.distributed import Group, mix_seed, seed_everything
+from tltrain.train.finite import LossLog, diverged
 from tltrain.train.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -68,14 +68,18 @@ class Lane:
         class_weights: Tensor | None = None,
         *,
         draws_head: bool = False,
+        identity: Callable[[int], str] = str,
     ) -> None:
-        """`draws_head`: draw the head from this lane's seed, where the network has another lane's."""
+        """`draws_head`: draw the head from this lane's seed, where the network has another lane's.
+
+        `identity`: returns the name of a training image at a position, for messages.
+        """
         self.name, self.spec, self.group, self.clock = name, spec, group, clock
-        self._network, self._draws_head = network, draws_head
+        self._network, self._draws_head, self._identity = network, draws_head, identity
         self._class_weights = None if class_weights is None else class_weights.to(group.device)
         self._mixes = spec.data.mixup > 0 or spec.data.cutmix > 0
         self.tally = Tally(group.device)
-        self.first_bad_step = torch.tensor(-1, dtype=torch.int64, device=group.device)
+        self._losses_log = LossLog()
         self.best: dict[str, Any] | None = None
         self.epochs_without_gain = 0
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=spec.train.precision == "fp16")
@@ -158,6 +162,8 @@ class Lane:
         seed_everything(self.group.device, seed)
         forward = self._forward
         is_shared = isinstance(forward, DistributedDataParallel)
+        if is_shared:
+            self.group.arrive()
         with forward.no_sync() if is_shared and not is_last else contextlib.nullcontext():
             with autocast(self.spec.train, self.group.device):
                 logits = forward(tap)
@@ -166,8 +172,7 @@ class Lane:
             self.scaler.scale(loss).backward()
         self.tally.add(losses, logits, batch.labels, batch.weights)
         step = batch.epoch * self.clock.steps_per_epoch + batch.step
-        is_new = (self.first_bad_step < 0) & ~torch.isfinite(loss.detach())
-        self.first_bad_step.masked_fill_(is_new, step)
+        self._losses_log.add(step, losses, batch)
 
     def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
         losses = self._cross_entropy(logits, batch.labels)
@@ -199,14 +204,14 @@ class Lane:
             self.ema.update_parameters(self.suffix)
 
     def check_finite(self) -> None:
-        """Raise DivergedError where the loss of some step on some rank was not a finite number."""
-        step = self.group.maximum(int(self.first_bad_step))
-        if step >= 0:
-            rate = self.learning_rate(step)
-            raise DivergedError(
-                f"the loss of {self.name} is not finite at step {step + 1} (learning rate {rate:.3g})",
-                "Lower optim.learning_rate, set train.clip_grad_norm, or use fp32",
-            )
+        """Raise DivergedError where the loss of some step since the last call was not a finite number on some rank.
+
+        The error names the first such step, its rate, and the images whose losses they were. Every rank calls it.
+        """
+        bad = self._losses_log.take_bad(self.group)
+        if bad is not None:
+            step, positions = bad
+            raise diverged(self.name, step, self.learning_rate(step), [self._identity(at) for at in positions])
 
     def evaluated(self) -> nn.Module:
         """Return the kept module in evaluation mode, with rank 0's BatchNorm statistics. Every rank calls it."""

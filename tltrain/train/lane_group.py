@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tltrain.data.shared_memory import dead_loaders_named
 from tltrain.errors import CheckpointError, DivergedError
 from tltrain.progress import Meter
 from tltrain.run_folder import RunFolder
@@ -116,6 +117,7 @@ class LaneGroup:
         """Forget a lane."""
         self._members.pop(trial, None)
 
+    @dead_loaders_named()
     def train_epoch(self, trials: Sequence[str], epoch: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Train the lanes of `trials` through `epoch` (0-based) and validate them.
 

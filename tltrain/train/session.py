@@ -6,15 +6,18 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from tltrain.errors import DataError
+from tltrain import stopping
+from tltrain.data.shared_memory import dead_loaders_named
+from tltrain.errors import DataError, PreemptedError
 from tltrain.progress import Meter
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.activations import ActivationStore
+from tltrain.train.agreement import StopAgreement
 from tltrain.train.allocator import keep_freed_memory
 from tltrain.train.checkpoint import Checkpoint, Checkpoints
 from tltrain.train.distributed import Group
@@ -37,16 +40,18 @@ def fine_tune(
     *,
     report: Report | None = None,
     store: ActivationStore | None = None,
+    wished: Callable[[], int] = stopping.wished,
 ) -> dict[str, Any]:
     """Train what `spec` asks for in `run`, from its newest checkpoint if there is one, and evaluate the best.
 
     Every rank of `group` calls it. `report` is called by every rank after every epoch with that epoch's row. `store`:
-    kept taps to share. Returns a summary (best epoch, evaluation headline). Raises DataError, DivergedError,
-    CheckpointError or StorageError.
+    kept taps to share. `wished`: returns the signal that asks this rank to end, 0 where none does. Returns a summary
+    (best epoch, evaluation headline). Raises DataError, DivergedError, CheckpointError, StorageError, or StoppedError
+    (PreemptedError) where some rank was asked to end: after a step, with a checkpoint of it.
     """
     configure_torch(spec)
-    session = Session(spec, run, group, report, store)
-    with contextlib.closing(session.meter):
+    session = Session(spec, run, group, report, store, wished)
+    with contextlib.closing(session.meter), dead_loaders_named():
         resumed = session.resume()
         before = session.pretrained_fingerprint()
         session.train(resumed)
@@ -73,6 +78,7 @@ class Session:
         group: Group,
         report: Report | None = None,
         store: ActivationStore | None = None,
+        wished: Callable[[], int] = stopping.wished,
     ) -> None:
         self.spec, self.run, self.group, self._report = spec, run, group, report
         self.meter = Meter(run.folder if group.is_first else None)
@@ -81,6 +87,7 @@ class Session:
         self.lane = self.bench.make_lane(LANE, spec)
         self.clock = self.lane.clock
         self.checkpoints = Checkpoints(run.checkpoints, keep=spec.checkpoint.keep)
+        self._stop = StopAgreement(group, wished)
         self._earlier_s: dict[str, float] = {}
         self._info = {"batch_size": spec.train.images_per_step, "data_fingerprint": self.bench.splits.learned_from}
 
@@ -124,28 +131,51 @@ class Session:
     def train(self, start_step: int) -> None:
         """Train from `start_step` to the end, or until early stopping."""
         epoch, step = divmod(start_step, self.clock.steps_per_epoch)
-        while epoch < self.clock.epochs and not self.lane.is_stopped:
-            self._train_epoch(epoch, step)
-            epoch, step = epoch + 1, 0
-        if self.group.is_first:
-            with self.bench.phases("checkpoint"):
-                self.checkpoints.wait()
-            self._write_timings()
+        with stopping.deferred():
+            while epoch < self.clock.epochs and not self.lane.is_stopped:
+                self._train_epoch(epoch, step)
+                epoch, step = epoch + 1, 0
+            if self.group.is_first:
+                with self.bench.phases("checkpoint"):
+                    self.checkpoints.wait()
+                self._write_timings()
         self.group.barrier()
 
     def _train_epoch(self, epoch: int, step: int) -> None:
         bench, lanes = self.bench, [self.lane]
         batches = bench.epoch_batches(epoch, step, {self.lane.depth_at(epoch)}, num_epochs=self.clock.epochs)
-        bench.cohort.train_epoch(lanes, epoch, batches, bench.kept_in(epoch), self._save)
+        bench.cohort.train_epoch(lanes, epoch, batches, bench.kept_in(epoch), self._after)
         self.lane.check_finite()
         rows = bench.cohort.end_epoch(lanes, epoch, bench.validation)
         if self.group.is_first:
             self.run.record_metrics(rows)
             self._write_timings()
-        if self._is_checkpoint_due(epoch):
-            self._save((epoch + 1) * self.clock.steps_per_epoch)
+        step = (epoch + 1) * self.clock.steps_per_epoch
+        signal = self._stop.signal_at(step, ask=True)
+        if signal or self._is_checkpoint_due(epoch):
+            self._save(step)
         if self._report is not None:
             self._report(rows[0])
+        if signal:
+            self._leave(signal)
+
+    def _after(self, step: int) -> None:
+        """Save where that is due after `step`, which ends no epoch, and end where a signal asks for it."""
+        every, signal = self.spec.checkpoint.every_steps, self._stop.signal_at(step)
+        if signal or (every is not None and step % every == 0):
+            self._save(step)
+        if signal:
+            self._leave(signal)
+
+    def _leave(self, signal: int) -> NoReturn:
+        """End after the checkpoint that was begun is whole. Every rank calls it."""
+        if self.group.is_first:
+            self.checkpoints.wait()
+            self._write_timings()
+        self.bench.close()
+        if signal == stopping.PREEMPTED:
+            raise PreemptedError("a node of this group is taken back", "Nothing: training goes on elsewhere")
+        raise stopping.StoppedError(signal)
 
     def _is_checkpoint_due(self, epoch: int) -> bool:
         settings, best, step = self.spec.checkpoint, self.lane.best, (epoch + 1) * self.clock.steps_per_epoch

@@ -16,6 +16,7 @@ from tltrain.data.bare import bare_eval_batches, bare_train_batches
 from tltrain.data.decoded import DecodedImages, is_deterministic, plan_decoded_images
 from tltrain.data.loader import Batch, eval_batches, resolve_loader_workers, steps_per_epoch, train_batches
 from tltrain.data.preprocessing import Preprocessing
+from tltrain.data.shared_memory import within_shared_memory
 from tltrain.data.splits import Split, Splits
 from tltrain.data.transforms import resolve_preprocessing
 from tltrain.errors import DataError
@@ -84,10 +85,14 @@ class Workbench:
         self._kept_val = NothingKept() if self.splits.val is None else self._keep("val", self.splits.val, passes)
         self._stream: Iterator[Batch] | None = None
         self._stream_at = (-1, -1, -1)
-        self._num_loader_workers = resolve_loader_workers(
+        wanted = resolve_loader_workers(
             spec.data.num_loader_workers,
             cpus_per_worker=spec.resources.cpus_per_worker,
             local_world_size=group.local_world_size,
+        )
+        batch_bytes = 3 * self.preprocessing.crop_size**2 * local_batch
+        self._num_loader_workers = within_shared_memory(
+            wanted, batch_bytes=batch_bytes, processes=group.local_world_size
         )
 
     def make_lane(self, name: str, spec: Spec) -> Lane:
@@ -95,7 +100,8 @@ class Workbench:
         clock = Clock(self.steps_per_epoch, spec.train.epochs)
         draws_head = spec.seed != self.spec.seed and self.network.has_new_head
         weights = class_weights(spec, self.splits)
-        return Lane(name, spec, self.network.staged, self.group, clock, weights, draws_head=draws_head)
+        names = self.splits.train.identity
+        return Lane(name, spec, self.network.staged, self.group, clock, weights, draws_head=draws_head, identity=names)
 
     def epoch_batches(
         self, epoch: int, step: int, depths: Collection[int], *, num_epochs: int, seed: int | None = None

@@ -1,0 +1,70 @@
+"""Loader processes and the memory they share with training: fewer where it is scarce, and their death is named."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+import pytest
+
+from tltrain.data import shared_memory
+from tltrain.data.shared_memory import dead_loaders_named, within_shared_memory
+from tltrain.errors import LostError
+
+BATCH = 100_000
+
+
+@pytest.fixture
+def scarce(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Shared memory of 1 MB."""
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", small_disk)
+    return small_disk
+
+
+def test_as_many_loader_processes_as_shared_memory_is_enough_for(
+    scarce: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert within_shared_memory(3, batch_bytes=BATCH) == 3
+        assert not caplog.records
+        assert within_shared_memory(8, batch_bytes=BATCH) == 3
+        assert within_shared_memory(8, batch_bytes=BATCH, processes=2) == 1
+    assert "3 loader processes instead of 8" in caplog.text
+    assert "docker run --shm-size" in caplog.text
+
+
+def test_full_shared_memory_is_done_without(scarce: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(scarce / "full")
+    with caplog.at_level(logging.WARNING):
+        assert within_shared_memory(2, batch_bytes=BATCH) == 0
+    assert "0 loader processes instead of 2" in caplog.text
+    assert within_shared_memory(0, batch_bytes=BATCH) == 0
+
+
+def fill(path: Path) -> None:
+    """Write until the disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.parametrize(
+    ("torch_says", "we_say"),
+    [
+        ("DataLoader worker (pid 12) is killed by signal: Killed. ", r"process 12 was killed \(Killed\)\..*lower data"),
+        ("DataLoader worker (pid(s) 12, 13) exited unexpectedly", r"process 12, 13 has died\..*lower data"),
+        (
+            "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's workers ...",
+            r"shared memory \(/dev/shm\) is full.*--shm-size",
+        ),
+    ],
+)
+def test_the_death_of_a_loader_process_says_what_to_do(torch_says: str, we_say: str) -> None:
+    with pytest.raises(LostError, match=we_say), dead_loaders_named():
+        raise RuntimeError(torch_says)
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="something else"), dead_loaders_named():
+        raise RuntimeError("something else")
