@@ -24,7 +24,7 @@ test: $(INSTALLED_DEV) ## install the tools for development, then run all tests 
 	$(BIN)/pytest -m 'not slow' -n 2 --dist worksteal
 
 faults: $(INSTALLED_DEV) ## kill training at 200 random places and compare with runs that were left alone
-	$(BIN)/python tests/faults/campaign.py --faults 200 --table docs/faults.md
+	$(BIN)/python tests/faults/campaign.py --faults 200 --table docs/reliability.md
 
 fuzz: $(INSTALLED_DEV) ## feed the readers of specs, --set values and images for 10 minutes each (atheris, Linux)
 	$(BIN)/python -m pip install -e '.[fuzz]'

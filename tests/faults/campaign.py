@@ -1,6 +1,6 @@
 """Runs that are broken at random places and started again, and what has to be true of them afterwards.
 
-    python tests/faults/campaign.py --faults 200 --table docs/reliability-campaign.md
+    python tests/faults/campaign.py --faults 200 --table docs/reliability.md
 
 Every fault is drawn from a seed, so that a run of this program can be repeated.
 """
@@ -11,13 +11,11 @@ import argparse
 import hashlib
 import json
 import random
-import signal
-import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ranks
-from injector import ACTIONS, AFTER, BEFORE, KILL, Fault, arm, count_calls
+from breaking import break_run
+from campaign_table import insert, table
+from injector import ACTIONS, AFTER, BEFORE, INTERRUPT, TERMINATE, Fault, count_calls
 from tiny import tiny_spec
 
 from tltrain.run_folder import RunFolder
@@ -35,6 +35,8 @@ from tltrain.train.session import fine_tune
 
 VALUES_WITH_TIMES = ("train_images_per_s", "epoch_s")
 FILES_WITH_TIMES = ("metrics.jsonl", "timings.json", "0.json")
+WEIGHTS = (4, 2, 2, 1, 1)
+"""How often each action is drawn, in proportion."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,27 @@ SETTINGS = (
         {"train.unfreeze": {"at_epoch": 1, "freeze_depth": 1, "learning_rate_factor": 0.5}},
         world_size=2,
     ),
-    Setting("augmented, all stages, four ranks", {"model.freeze_depth": 0, "data.augment": "flip"}, world_size=4),
+    Setting("augmented, all stages, four ranks", {"model.freeze_depth": 0, "data.augment": "basic"}, world_size=4),
+    Setting(
+        "unfreezing to the bottom, fp16, averaged weights, clipped",
+        {
+            "model.freeze_depth": "all",
+            "train.unfreeze": {"at_epoch": 1, "freeze_depth": 0},
+            "train.precision": "fp16",
+            "train.ema_decay": 0.9,
+            "train.clip_grad_norm": 1.0,
+        },
+    ),
+    Setting(
+        "augmented views kept, accumulation, loader processes, two ranks",
+        {
+            "data.augment": "trivialaugment",
+            "cache.views": 1,
+            "train.accumulation_steps": 2,
+            "data.num_loader_workers": 1,
+        },
+        world_size=2,
+    ),
 )
 
 
@@ -90,12 +112,13 @@ def clean_run(setting: Setting, folder: Path) -> Clean:
     return Clean(_files(spec), _rows(spec), calls)
 
 
-def draw(chance: random.Random, clean: Clean) -> Fault:
+def draw(chance: random.Random, clean: Clean, action: str | None = None) -> Fault:
     """Return a fault at a place that the clean run came to; every place is as likely as the others."""
     rank = chance.randrange(len(clean.calls))
     place = chance.choice(sorted(clean.calls[rank]))
     call = chance.randint(1, clean.calls[rank][place])
-    return Fault(place, call, chance.choice((BEFORE, AFTER)), rank, chance.choices(ACTIONS, weights=(3, 1))[0])
+    moment = chance.choice((BEFORE, AFTER))
+    return Fault(place, call, moment, rank, action or chance.choices(ACTIONS, weights=WEIGHTS)[0])
 
 
 def broken_run(
@@ -103,14 +126,11 @@ def broken_run(
 ) -> Outcome:
     """Train until `fault` happens, start again (by `resume`), and compare what is left with the clean run."""
     spec, outcome = _spec(setting, folder, f"broken-{time.monotonic_ns()}"), Outcome(setting.name, fault)
-    codes = ranks.run_until_death(setting.world_size, _train_and_break, spec, fault)
-    expected = -signal.SIGKILL if fault.action == KILL else 1
-    if codes[fault.rank] != expected:
-        outcome.problems.append(f"the fault did not happen: rank {fault.rank} ended with {codes[fault.rank]}")
+    outcome.problems += break_run(setting.world_size, train, spec, fault)
     began = time.monotonic()
     ranks.run(setting.world_size, resume or train, spec)
     outcome.recovery_s = time.monotonic() - began
-    outcome.problems += [*_differences(clean, spec), *_processes_left()]
+    outcome.problems += [*_differences(clean, spec, fault), *_processes_left()]
     return outcome
 
 
@@ -127,12 +147,6 @@ def _train_counting(group: Group, spec: Spec) -> Counter[str]:
     counts = count_calls()
     train(group, spec)
     return counts
-
-
-def _train_and_break(group: Group, spec: Spec, fault: Fault) -> None:
-    if group.rank == fault.rank:
-        arm(fault)
-    train(group, spec)
 
 
 def _files(spec: Spec) -> dict[str, str]:
@@ -152,13 +166,23 @@ def _rows(spec: Spec) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in VALUES_WITH_TIMES} for row in rows]
 
 
-def _differences(clean: Clean, spec: Spec) -> Iterator[str]:
+def _differences(clean: Clean, spec: Spec, fault: Fault) -> Iterator[str]:
     files = _files(spec)
-    yield from (f"{name} is missing" for name in clean.files.keys() - files.keys())
-    yield from (f"{name} was left behind" for name in files.keys() - clean.files.keys())
+    missing, more = clean.files.keys() - files.keys(), files.keys() - clean.files.keys()
+    if fault.action in (TERMINATE, INTERRUPT):
+        # Its checkpoint is one more among those that are kept, in the place of the last but one.
+        missing, more = ({name for name in names if not name.startswith("checkpoints/")} for names in (missing, more))
+        if _newest(clean.files) != _newest(files):
+            yield f"the newest checkpoint is {_newest(files)}"
+    yield from (f"{name} is missing" for name in missing)
+    yield from (f"{name} was left behind" for name in more)
     yield from (f"{name} differs" for name in clean.files.keys() & files.keys() if clean.files[name] != files[name])
     if _rows(spec) != clean.rows:
         yield "metrics.jsonl has other rows"
+
+
+def _newest(files: Mapping[str, str]) -> int:
+    return max(int(name.split("/")[1]) for name in files if name.startswith("checkpoints/"))
 
 
 def _processes_left(within_s: float = 10.0) -> list[str]:
@@ -174,26 +198,15 @@ def run_campaign(num_faults: int, seed: int) -> list[Outcome]:
     chance = random.Random(seed)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="tltrain-faults-") as folder:
-        cleans = {setting: clean_run(setting, Path(folder) / str(i)) for i, setting in enumerate(SETTINGS)}
+        cleans = [clean_run(setting, Path(folder) / str(index)) for index, setting in enumerate(SETTINGS)]
         for number in range(num_faults):
             index = number % len(SETTINGS)
-            setting = SETTINGS[index]
-            fault = draw(chance, cleans[setting])
-            outcomes.append(broken_run(setting, Path(folder) / str(index), cleans[setting], fault))
+            setting, clean = SETTINGS[index], cleans[index]
+            fault = draw(chance, clean)
+            outcomes.append(broken_run(setting, Path(folder) / str(index), clean, fault))
             verdict = "; ".join(outcomes[-1].problems) or f"equal, {outcomes[-1].recovery_s:.1f} s"
             print(f"{number + 1:>4}  {setting.name}: {fault}: {verdict}", flush=True)
     return outcomes
-
-
-def table(outcomes: Sequence[Outcome]) -> str:
-    """Return the outcomes by place as a Markdown table."""
-    lines = ["| place | faults | ended equal | median time to the end, s | longest, s |", "|---|---|---|---|---|"]
-    for place in sorted({outcome.fault.place for outcome in outcomes}):
-        here = [outcome for outcome in outcomes if outcome.fault.place == place]
-        times = [outcome.recovery_s for outcome in here]
-        good = sum(not outcome.problems for outcome in here)
-        lines.append(f"| {place} | {len(here)} | {good} | {statistics.median(times):.1f} | {max(times):.1f} |")
-    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -201,14 +214,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--table", type=Path, help="Markdown file to write")
+    parser.add_argument("--table", type=Path, help="Markdown page to write the result into, between its marks")
     arguments = parser.parse_args()
     outcomes = run_campaign(arguments.faults, arguments.seed)
     result = table(outcomes)
     print(result)
     if arguments.table:
-        command = f"python tests/faults/campaign.py --faults {arguments.faults} --seed {arguments.seed}"
-        arguments.table.write_text(f"<!-- made by `{command}` -->\n\n{result}")
+        insert(
+            arguments.table,
+            f"python tests/faults/campaign.py --faults {arguments.faults} --seed {arguments.seed}",
+            result,
+        )
     return int(any(outcome.problems for outcome in outcomes))
 
 

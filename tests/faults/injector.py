@@ -29,8 +29,14 @@ PLACES = {
 """Place -> `module:function` as it is looked up when it is called."""
 
 BEFORE, AFTER = "before", "after"
-KILL, FULL = "kill", "disk full"
-ACTIONS = (KILL, FULL)
+KILL, FULL, TERMINATE, INTERRUPT, STOP = "SIGKILL", "disk full", "SIGTERM", "SIGINT", "SIGSTOP"
+ACTIONS = (KILL, FULL, TERMINATE, INTERRUPT, STOP)
+SIGNALS = {
+    KILL: signal.SIGKILL,
+    TERMINATE: signal.SIGTERM,
+    INTERRUPT: signal.SIGINT,
+    STOP: signal.SIGSTOP,
+}
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,9 @@ def _counted(counts: Counter[str], place: str, call: Callable[[], Any]) -> Any:
 
 
 def _act(fault: Fault) -> None:
-    if fault.action == KILL:
-        os.kill(os.getpid(), signal.SIGKILL)
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if fault.action == FULL:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.kill(os.getpid(), SIGNALS[fault.action])
 
 
 def intercept(place: str, around: Callable[[Callable[[], Any]], Any]) -> None:

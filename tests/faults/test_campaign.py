@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 from campaign import SETTINGS, Setting, broken_run, clean_run, draw, train
-from injector import BEFORE, KILL, Fault
+from injector import ACTIONS, BEFORE, FULL, INTERRUPT, KILL, STOP, TERMINATE, Fault
 
 from tltrain.spec.schema import Spec
 from tltrain.train import optim
 from tltrain.train.distributed import Group
 
-FAULTS_OF_EACH = 4
-IN_SHORT = (0, 1, 4)
-"""The settings that every run of the tests breaks."""
+IN_SHORT = {
+    0: (KILL, FULL, TERMINATE, INTERRUPT),
+    1: (KILL, FULL, INTERRUPT, STOP),
+    4: (KILL, FULL, TERMINATE, STOP),
+}
+"""The settings that every run of the tests breaks, and what happens to them."""
 
 
 @pytest.mark.parametrize(
@@ -26,7 +29,8 @@ IN_SHORT = (0, 1, 4)
 def test_broken_at_random_places_a_run_ends_as_the_clean_one(tmp_path: Path, setting: Setting) -> None:
     clean = clean_run(setting, tmp_path)
     chance = random.Random(SETTINGS.index(setting))
-    faults = [draw(chance, clean) for _ in range(FAULTS_OF_EACH)]
+    actions = IN_SHORT.get(SETTINGS.index(setting), ACTIONS)
+    faults = [draw(chance, clean, action) for action in actions]
     outcomes = [broken_run(setting, tmp_path, clean, fault) for fault in faults]
     assert {str(outcome.fault): outcome.problems for outcome in outcomes if outcome.problems} == {}
 

@@ -1,0 +1,41 @@
+"""What came of a campaign as Markdown, and its place in a page."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+START, END = "<!-- campaign: start -->", "<!-- campaign: end -->"
+
+
+def table(outcomes: Sequence[Any]) -> str:
+    """Return the outcomes by what happened, by where, and by setting, as Markdown tables."""
+    good = sum(not outcome.problems for outcome in outcomes)
+    views: tuple[tuple[str, Callable[[Any], str]], ...] = (
+        ("what happened", lambda outcome: outcome.fault.action),
+        ("where", lambda outcome: outcome.fault.place),
+        ("in a run that trains", lambda outcome: outcome.setting),
+    )
+    parts = [f"{good} of {len(outcomes)} runs ended as the one that was left alone."]
+    return "\n\n".join([*parts, *(_view(outcomes, title, key) for title, key in views)]) + "\n"
+
+
+def _view(outcomes: Sequence[Any], title: str, key: Callable[[Any], str]) -> str:
+    lines = [f"| {title} | faults | ended equal | median time to the end, s | longest, s |", "|---|---|---|---|---|"]
+    for name in sorted({key(outcome) for outcome in outcomes}):
+        here = [outcome for outcome in outcomes if key(outcome) == name]
+        times = [outcome.recovery_s for outcome in here]
+        good = sum(not outcome.problems for outcome in here)
+        lines.append(f"| {name} | {len(here)} | {good} | {statistics.median(times):.1f} | {max(times):.1f} |")
+    return "\n".join(lines)
+
+
+def insert(page: Path, command: str, result: str) -> None:
+    """Put a result between the marks of a page."""
+    text = f"{START}\n<!-- made by `{command}` -->\n\n{result}\n{END}"
+    whole, count = re.subn(f"{re.escape(START)}.*{re.escape(END)}", lambda _: text, page.read_text(), flags=re.DOTALL)
+    assert count == 1, f"{page} lacks the marks"
+    page.write_text(whole)
