@@ -6,10 +6,8 @@ import errno
 import os
 import re
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,14 +15,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from tltrain.disk import TEMPORARY, flush_folder, replacing
+from tltrain.disk import TEMPORARY, flush_folder, replacing, stamps
 from tltrain.errors import Problem, StorageError
 
 if TYPE_CHECKING:
     from pyarrow import fs
 
 _SCHEME_WITHOUT_SLASHES = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs):(?!//)")
-_THREADS = 32
 
 # (error numbers, parts of an object store's message, what to do)
 _ADVICE: tuple[tuple[tuple[int, ...], tuple[str, ...], str], ...] = (
@@ -168,10 +165,10 @@ class Folder:
 
     def stamps(self, file: str) -> dict[str, tuple[int, int]]:
         """For each folder in here that has such a file: when that was last written, in ns since 1970, and its size."""
-        names = self.names()
-        paths = [f"{self._path.rstrip('/')}/{name}/{file}" for name in names]
+        names, here = self.names(), self._path.rstrip("/")
+        paths = [f"{here}/{name}/{file}" for name in names]
         with self._failing("list"):
-            found = _stamps(paths) if self._filesystem is None else _far().stamps(self._filesystem, paths)
+            found = stamps(paths) if self._filesystem is None else _far().stamps(self._filesystem, paths)
         return {name: stamp for name, stamp in zip(names, found, strict=True) if stamp is not None}
 
     def delete(self, name: str) -> None:
@@ -244,25 +241,6 @@ def _far() -> ModuleType:
     from tltrain import arrow_files
 
     return arrow_files
-
-
-def _stamps(paths: Sequence[str]) -> Sequence[tuple[int, int] | None]:
-    """Times in ns and sizes in bytes of files on the local disk, which may be a slow one of the network."""
-    with ThreadPoolExecutor(_THREADS) as executor:
-        parts = executor.map(_stamps_of_some, (paths[start : start + 500] for start in range(0, len(paths), 500)))
-        return [stamp for part in parts for stamp in part]
-
-
-def _stamps_of_some(paths: Sequence[str]) -> list[tuple[int, int] | None]:
-    return [_stamp(path) for path in paths]
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return (found.st_mtime_ns, found.st_size) if stat.S_ISREG(found.st_mode) else None
 
 
 @contextmanager

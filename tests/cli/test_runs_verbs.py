@@ -50,6 +50,14 @@ def test_runs_are_listed_in_80_columns() -> None:
     assert lines[-1].split()[1:] == ["run", "finished", "2001-09-09", "2", "min", "90.0%", "87.5%"]
 
 
+def test_the_newest_runs_alone_are_listed() -> None:
+    code, out, _ = invoke("runs", "-n", "2")
+    assert code == 0
+    assert [line[0] for line in out.splitlines()] == ["n", "l", "b"]
+    assert [run["name"][0] for run in json.loads(invoke("runs", "-n", "1", "--json")[1])] == ["l"]
+    assert invoke("runs", "-n", "0")[0] == 2
+
+
 def test_runs_as_json_have_whole_names_and_numbers() -> None:
     _, out, _ = invoke("runs", "runs", "--json")
     newest = json.loads(out)[0]

@@ -86,6 +86,16 @@ def test_runs_are_listed_newest_first_with_what_their_folders_say(storage: Folde
     assert found[2].problem == "no space"
 
 
+def test_the_newest_alone_are_the_first_of_all(storage: Folder) -> None:
+    for number in range(5):
+        make_run(storage, f"r{number}", started_at=1000.0 + number % 3)
+    every = [run.name for run in list_runs(storage)]
+
+    assert every == ["r2", "r1", "r4", "r0", "r3"]
+    assert [run.name for run in list_runs(storage, newest=3)] == every[:3]
+    assert [run.name for run in list_runs(storage, newest=9)] == every
+
+
 def test_a_winner_in_a_sweep_is_no_run_of_its_own(local: Folder) -> None:
     make_run(make_run(local, "sweep", kind="sweep").folder, "winner")
     assert [run.name for run in list_runs(local)] == ["sweep"]

@@ -24,6 +24,9 @@ def runs(
     storage: Annotated[
         str | None, typer.Argument(metavar="STORAGE", help="Where runs stand; `runs` if left out.")
     ] = None,
+    newest: Annotated[
+        int | None, typer.Option("-n", "--newest", metavar="N", min=1, help="Show only so many of the newest.")
+    ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Read every run anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -33,7 +36,7 @@ def runs(
     from tltrain.storage import Folder
 
     folder = Folder.open(default_storage() if storage is None else storage)
-    found = list_runs(folder, rebuild=rebuild)
+    found = list_runs(folder, rebuild=rebuild, newest=newest)
     if as_json:
         print(json.dumps([{**vars(run), "uri": folder.child(run.name).uri} for run in found], indent=2))
     elif found:

@@ -50,8 +50,10 @@ class Summary:
 _COLUMNS = tuple(column.name for column in fields(Summary))
 
 
-def summaries(storage: Folder, *, rebuild: bool = False) -> list[Summary]:
-    """The runs under `storage`; only what has changed since the last time is read. `rebuild` forgets what was known.
+def summaries(storage: Folder, *, rebuild: bool = False, newest: int | None = None) -> list[Summary]:
+    """The runs under `storage`, the newest first, at most `newest` of them.
+
+    Only what has changed since the last time is read. `rebuild` forgets what was known.
 
     Raises StorageError where the storage cannot be read.
     """
@@ -60,26 +62,30 @@ def summaries(storage: Folder, *, rebuild: bool = False) -> list[Summary]:
         if rebuild:
             path.unlink(missing_ok=True)
         with contextlib.closing(_connect(path)) as connection:
-            return _refreshed(connection, storage)
+            return _refreshed(connection, storage, newest)
     except (OSError, sqlite3.Error) as error:
         _log.warning("the index %s cannot be used (%s); every run was read", path, error)
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
             path.unlink(missing_ok=True)  # damaged: the next look makes it anew
         with contextlib.closing(_with_table(sqlite3.connect(":memory:"))) as connection:
-            return _refreshed(connection, storage)
+            return _refreshed(connection, storage, newest)
 
 
-def _refreshed(connection: sqlite3.Connection, storage: Folder) -> list[Summary]:
-    rows = connection.execute("SELECT name, mtime_ns, size FROM runs")
-    known = {name: (mtime_ns, size) for name, mtime_ns, size in rows}
+def _refreshed(connection: sqlite3.Connection, storage: Folder, newest: int | None) -> list[Summary]:
+    known = set(connection.execute("SELECT name, mtime_ns, size FROM runs"))
     now_ns = time.time_ns()
     present = storage.stamps(STATE_FILE)
-    changed = {name: stamp for name, stamp in present.items() if known.get(name) != stamp}
+    changed = {name: stamp for name, stamp in present.items() if (name, *stamp) not in known}
+    gone = {name for name, *_ in known} - present.keys()
     with connection:
-        connection.executemany("DELETE FROM runs WHERE name = ?", [(name,) for name in known if name not in present])
+        connection.executemany("DELETE FROM runs WHERE name = ?", [(name,) for name in gone])
         placeholders = ", ".join("?" * (len(_COLUMNS) + 2))
         connection.executemany(f"INSERT OR REPLACE INTO runs VALUES ({placeholders})", _rows(storage, changed, now_ns))
-    return [Summary(*row) for row in connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs")]
+    order = "COALESCE(NULLIF(started_at, 0), written_at) DESC, name LIMIT ?"
+    rows = connection.execute(
+        f"SELECT {', '.join(_COLUMNS)} FROM runs ORDER BY {order}", (-1 if newest is None else newest,)
+    )
+    return [Summary(*row) for row in rows]
 
 
 def _rows(storage: Folder, stamps: Mapping[str, tuple[int, int]], now_ns: int) -> Iterable[tuple[Any, ...]]:

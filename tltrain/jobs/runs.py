@@ -26,15 +26,14 @@ class Run(Summary):
     """From its first start to its end, pauses included; to now where it runs."""
 
 
-def list_runs(storage: Folder, *, rebuild: bool = False) -> list[Run]:
-    """The runs under `storage`, the newest first. Raises StorageError where it cannot be read."""
-    found = summaries(storage, rebuild=rebuild)
+def list_runs(storage: Folder, *, rebuild: bool = False, newest: int | None = None) -> list[Run]:
+    """The runs under `storage`, the newest first, at most `newest`. Raises StorageError where it cannot be read."""
+    found = summaries(storage, rebuild=rebuild, newest=newest)
     running = [summary for summary in found if summary.state == "running"]
     with ThreadPoolExecutor(READERS) as executor:
         lost = {summary.name for summary in executor.map(lambda each: _if_lost(storage, each), running) if summary}
     now = time.time()
-    runs = [_run(dataclasses.replace(each, state=LOST) if each.name in lost else each, now) for each in found]
-    return sorted(runs, key=lambda run: (-(run.started_at or run.written_at), run.name))
+    return [_run(dataclasses.replace(each, state=LOST) if each.name in lost else each, now) for each in found]
 
 
 def _if_lost(storage: Folder, summary: Summary) -> Summary | None:
