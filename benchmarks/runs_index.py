@@ -4,8 +4,8 @@
 
 Each look is a process of its own, as a user starts it, with its lines written to a file; the start of Python counts.
 The runs are made in a temporary folder, and so is the index. Besides run.json each has a spec, a metrics file and a
-checkpoint's files, which a look must not go through. Prints one JSON object: seconds that passed, and seconds of CPU
-time, which say more where other programs run beside it; both are medians of several looks.
+checkpoint's files, which a look must not go through. Prints one JSON object: seconds that passed, seconds of CPU time,
+which say more where other programs run beside it, and the largest resident set in MB; all are medians of several looks.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+
+from process_memory import Ran, run
 
 OTHER_FILES = (
     "spec.yaml",
@@ -60,32 +59,16 @@ def write_state(folder: Path, number: int) -> None:
     (folder / "run.json").write_text(json.dumps(state, indent=2))
 
 
-class Cost(NamedTuple):
-    """What a look took, in seconds."""
-
-    passed: float
-    cpu: float
-
-
-def look(storage: Path, cache: Path, *arguments: str) -> Cost:
+def look(storage: Path, cache: Path, *arguments: str) -> Ran:
     """Run `tltrain runs` and return what it took."""
     command = [sys.executable, "-m", "tltrain", "runs", str(storage), *arguments]
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
     with (cache / "lines.txt").open("w") as lines:
-        began, before = time.perf_counter(), cpu_s()
-        subprocess.run(command, env=environment, stdout=lines, check=True)
-        return Cost(time.perf_counter() - began, cpu_s() - before)
+        return run(command, environment=os.environ | {"XDG_CACHE_HOME": str(cache)}, stdout=lines)
 
 
-def cpu_s() -> float:
-    """CPU time of all children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def median(costs: Sequence[Cost]) -> Cost:
+def median(looks: Sequence[Ran]) -> Ran:
     """The median of each."""
-    return Cost(*(statistics.median(values) for values in zip(*costs, strict=True)))
+    return Ran(*(statistics.median(values) for values in zip(*looks, strict=True)))
 
 
 def main() -> None:
@@ -109,9 +92,9 @@ def main() -> None:
         rebuild = look(storage, cache, "--rebuild")
         listed = len((cache / "lines.txt").read_text().splitlines()) - 1
     assert listed == options.runs, listed
-    costs = {"first": first, "later": later, "json": as_json, "some_changed": changed, "rebuild": rebuild}
-    shown = {kind: {name: round(getattr(cost, kind), 3) for name, cost in costs.items()} for kind in Cost._fields}
-    print(json.dumps({"runs": options.runs, "seconds": shown}))
+    looks = {"first": first, "later": later, "json": as_json, "some_changed": changed, "rebuild": rebuild}
+    shown = {kind: {name: round(getattr(ran, kind), 3) for name, ran in looks.items()} for kind in Ran._fields}
+    print(json.dumps({"runs": options.runs, **shown}))
 
 
 if __name__ == "__main__":
