@@ -105,6 +105,7 @@ def test_a_run_ends_well_without_the_bad_images_and_says_what_it_left_out(
     assert model(digits_spec(tmp_path)) == model(digits_spec(clean, name="clean"))
 
 
+@pytest.mark.slow
 def test_bad_test_images_are_no_part_of_the_result(tmp_path: Path) -> None:
     write_digits(tmp_path, bad=False)
     (tmp_path / "test" / "0" / "x.png").write_bytes(b"")
@@ -134,6 +135,7 @@ def train_ranks(group: Group, root: str, name: str) -> None:
     fine_tune(digits_spec(Path(root), name=name), RunFolder.at(f"{root}/runs", name), group)
 
 
+@pytest.mark.slow
 def test_two_ranks_leave_out_the_same_images(tmp_path: Path, clean: Path) -> None:
     write_digits(tmp_path, bad=True)
     ranks.run(2, train_ranks, str(tmp_path), "two")
@@ -141,6 +143,7 @@ def test_two_ranks_leave_out_the_same_images(tmp_path: Path, clean: Path) -> Non
     assert model(digits_spec(tmp_path, name="two")) == model(digits_spec(clean, name="two"))
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_leaves_out_the_same_images_and_does_not_look_again(
     tmp_path: Path, clean: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +163,7 @@ def test_a_run_that_goes_on_leaves_out_the_same_images_and_does_not_look_again(
     assert model(spec) == model(digits_spec(clean, name="clean"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", [True, False], ids=["repaired", "left out"])
 def test_a_bad_test_image_does_not_cost_the_training(
     tmp_path: Path, clean: Path, monkeypatch: pytest.MonkeyPatch, repair: bool
@@ -177,6 +181,7 @@ def test_a_bad_test_image_does_not_cost_the_training(
     assert model(spec) == model(digits_spec(clean, name="clean"))
 
 
+@pytest.mark.slow
 def test_lanes_of_a_sweep_take_what_the_sweep_knows_and_its_winner_lists_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tltrain.cli.run_tables import shortened
 from tltrain.data.samples import telling_first
+from tltrain.errors import shown
 
 SHOWN = 10
 _WIDEST_CLASS = 32
@@ -35,7 +36,7 @@ def _class_table(splits: Mapping[str, Any], classes: Sequence[str], columns: int
     lines = [f"{'class':<{width}}" + "".join(f"{name:>10}" for name in splits)]
     for name in shown:
         cells = "".join(f"{count:>10,}" for count in counts[name]) if name else f"  {left_out} more classes"
-        lines.append(f"{shortened(name, width) or '...':<{width}}{cells}")
+        lines.append(f"{shortened(shown(name), width) or '...':<{width}}{cells}")
     totals = "".join(f"{found['images']:>10,}" for found in splits.values())
     return [*lines, f"{f'all {len(classes)}':<{width}}{totals}"]
 
@@ -88,6 +89,10 @@ def _duplicate_lines(duplicates: Mapping[str, Any], columns: int) -> list[str]:
 def _wrapped(head: str, text: str, columns: int) -> list[str]:
     """Text behind a head, its further lines indented alike; what cannot be broken stays whole."""
     return textwrap.wrap(
-        text, max(columns, len(head) + 20), initial_indent=head, subsequent_indent=" " * max(len(head), 2) + "  ",
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+        shown(text),
+        max(columns, len(head) + 20),
+        initial_indent=head,
+        subsequent_indent=" " * max(len(head), 2) + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

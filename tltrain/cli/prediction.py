@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tltrain.cli.render import is_quiet
 from tltrain.cli.run_tables import shortened, width
-from tltrain.errors import DataError, SpecError
+from tltrain.errors import DataError, SpecError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +126,7 @@ def _tell_bad(bad: Sequence[BadImage], count: int, uri: str | None) -> int:
         return 0
     print(f"{count:,} of the images could not be read{':' if bad else ''}", file=sys.stderr)
     for one in bad[:10]:
-        print(f"  {one.id}: {one.reason}", file=sys.stderr)
+        print(f"  {shown(one.id)}: {shown(one.reason)}", file=sys.stderr)
     if count > 10:
         print(f"  and {count - 10:,} more", file=sys.stderr)
     if uri is not None:

@@ -48,6 +48,9 @@ def check_parts(
     """
     facts = {name: examine(split, num_threads=num_threads, advance=advance) for name, split in parts.splits.items()}
     splits = {name: _summary(split, facts[name], parts.classes) for name, split in parts.splits.items()}
+    for name, source in {id(split.source): (name, split.source) for name, split in parts.splits.items()}.values():
+        splits[name]["bad"] += [{"id": one.id, "class": "", "error": one.reason} for one in source.bad]
+        splits[name]["images"] += len(source.bad)
     duplicates = _duplicates(parts, facts)
     problems = [*parts.problems, *_bad_images(splits)]
     warnings = [*parts.warnings, *_of_duplicates(duplicates), *_of_classes(splits), *_of_suffixes(parts, facts)]
