@@ -8,8 +8,9 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 INSTALLED_DEV = $(VENV)/.installed-dev
 INSTALLED_DOCS = $(VENV)/.installed-docs
+INSTALLED_RELEASE = $(VENV)/.installed-release
 
-.PHONY: help install quickstart test faults fuzz check docs bench clean
+.PHONY: help install quickstart test faults fuzz check docs bench audit release clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r target text; do \
@@ -42,6 +43,17 @@ docs: $(INSTALLED_DOCS) ## build the documentation into site/
 bench: $(INSTALLED) ## compare training speed with a plain torchrun script
 	$(BIN)/python benchmarks/ddp_parity.py
 
+audit: $(INSTALLED_RELEASE) ## ask the Python advisory database about all that is installed in .venv; needs the internet
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/.audited
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $(VENV)/.audited
+
+release: $(INSTALLED_RELEASE) ## build wheel, source distribution, bill of materials and their sha256 sums into dist/
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --outdir dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/tltrain.cdx.json $(BIN)/python
+	cd dist && sha256sum * > SHA256SUMS
+
 clean: ## remove .venv, build leftovers and caches; runs/ stays
 	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -70,3 +82,7 @@ $(INSTALLED_DEV): $(BIN)/python pyproject.toml
 $(INSTALLED_DOCS): $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install -e '.[docs]'
 	@touch $(INSTALLED_DOCS)
+
+$(INSTALLED_RELEASE): $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install -e '.[demo,release]'
+	@touch $(INSTALLED_RELEASE)
