@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import ranks
+import torch
 from test_lane_group import curve, lane_spec, train_alone
+from tiny import tiny_spec
 
 from tltrain.errors import StorageError
 from tltrain.run_folder import RunFolder
@@ -19,6 +21,7 @@ from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
 from tltrain.train.lane_group import LaneGroup
 from tltrain.train.node_folder import NodeFolder
+from tltrain.train.workbench import open_folder
 
 
 def train_in_group(
@@ -73,6 +76,20 @@ def test_the_last_one_out_removes_the_folder(tmp_path: Path, monkeypatch: pytest
     assert not second.path.exists()
     NodeFolder("run").close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attempt_that_shares_nothing_deletes_what_an_earlier_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    spec, run = tiny_spec(tmp_path / "data"), RunFolder.at(str(tmp_path / "runs"), "sweep")
+    alone = Group(0, 1, 0, 1, torch.device("cpu"))
+    left = NodeFolder(run.uri)
+    assert open_folder(spec, run, alone) is None
+    assert left.path.exists(), "somebody uses it"
+    os.close(left._users)  # as the end of a process does
+    assert open_folder(spec, run, alone) is None
+    assert not left.path.exists()
 
 
 def test_a_folder_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

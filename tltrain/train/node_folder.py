@@ -23,8 +23,7 @@ class NodeFolder:
 
     def __init__(self, run_uri: str) -> None:
         """Join the folder of a run, or make it. Raises StorageError where it belongs to another user."""
-        name = hashlib.sha256(run_uri.encode()).hexdigest()[:16]
-        self.path = Path(tempfile.gettempdir()) / f"tltrain-taps-{name}"
+        self.path = _path(run_uri)
         while not self._join():
             pass
 
@@ -60,6 +59,17 @@ class NodeFolder:
             shutil.rmtree(self.path, ignore_errors=True)
         finally:
             os.close(self._users)
+
+
+def delete_left_behind(run_uri: str) -> None:
+    """Delete the folder of a run that its processes have left by dying, unless others use it. Raises StorageError."""
+    if _path(run_uri).exists():
+        NodeFolder(run_uri).close()
+
+
+def _path(run_uri: str) -> Path:
+    name = hashlib.sha256(run_uri.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"tltrain-taps-{name}"
 
 
 def _claim(path: Path) -> int:

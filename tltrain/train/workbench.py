@@ -32,7 +32,7 @@ from tltrain.train.distributed import Group
 from tltrain.train.keeping import Tier
 from tltrain.train.kept import KeptTaps
 from tltrain.train.lane import Clock, Lane, freeze_depth_at
-from tltrain.train.node_folder import NodeFolder
+from tltrain.train.node_folder import NodeFolder, delete_left_behind
 from tltrain.train.phases import Phases
 from tltrain.train.skipped import Look, usable_splits
 from tltrain.train.tap_files import Layout
@@ -268,9 +268,16 @@ class Workbench:
 
 
 def open_folder(spec: Spec, run: RunFolder | None, group: Group, *, is_shared: bool = False) -> NodeFolder | None:
-    """Return what the processes of a node share: those of one run its taps, those of a sweep (`is_shared`) work too."""
-    needed = is_shared or (group.local_world_size > 1 and spec.cache.dir is None)
-    return NodeFolder(run.uri) if run is not None and needed and spec.cache.budget_gb > 0 else None
+    """Return what the processes of a node share: those of one run its taps, those of a sweep (`is_shared`) work too.
+
+    Where they share nothing, what an earlier attempt has left is deleted.
+    """
+    if run is None:
+        return None
+    if spec.cache.budget_gb > 0 and (is_shared or (group.local_world_size > 1 and spec.cache.dir is None)):
+        return NodeFolder(run.uri)
+    delete_left_behind(run.uri)
+    return None
 
 
 def open_store(spec: Spec, group: Group, folder: NodeFolder | None = None) -> ActivationStore:
