@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-START, END = "<!-- campaign: start -->", "<!-- campaign: end -->"
-
 
 def table(outcomes: Sequence[Any]) -> str:
     """Return the outcomes by what happened, by where, and by setting, as Markdown tables."""
@@ -20,10 +18,11 @@ def table(outcomes: Sequence[Any]) -> str:
         ("in a run that trains", lambda outcome: outcome.setting),
     )
     parts = [f"{good} of {len(outcomes)} runs ended as the one that was left alone."]
-    return "\n\n".join([*parts, *(_view(outcomes, title, key) for title, key in views)]) + "\n"
+    return "\n\n".join([*parts, *(view(outcomes, title, key) for title, key in views)]) + "\n"
 
 
-def _view(outcomes: Sequence[Any], title: str, key: Callable[[Any], str]) -> str:
+def view(outcomes: Sequence[Any], title: str, key: Callable[[Any], str]) -> str:
+    """Return the outcomes by `key`, which stands under `title`, as one Markdown table."""
     lines = [f"| {title} | faults | ended equal | median time to the end, s | longest, s |", "|---|---|---|---|---|"]
     for name in sorted({key(outcome) for outcome in outcomes}):
         here = [outcome for outcome in outcomes if key(outcome) == name]
@@ -33,9 +32,10 @@ def _view(outcomes: Sequence[Any], title: str, key: Callable[[Any], str]) -> str
     return "\n".join(lines)
 
 
-def insert(page: Path, command: str, result: str) -> None:
-    """Put a result between the marks of a page."""
-    text = f"{START}\n<!-- made by `{command}` -->\n\n{result}\n{END}"
-    whole, count = re.subn(f"{re.escape(START)}.*{re.escape(END)}", lambda _: text, page.read_text(), flags=re.DOTALL)
+def insert(page: Path, command: str, result: str, name: str = "campaign") -> None:
+    """Put a result between the marks `<!-- NAME: start -->` and `<!-- NAME: end -->` of a page."""
+    start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+    text = f"{start}\n<!-- made by `{command}` -->\n\n{result}\n{end}"
+    whole, count = re.subn(f"{re.escape(start)}.*{re.escape(end)}", lambda _: text, page.read_text(), flags=re.DOTALL)
     assert count == 1, f"{page} lacks the marks"
     page.write_text(whole)

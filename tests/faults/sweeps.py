@@ -1,6 +1,6 @@
 """Sweeps whose driver, broker, trials, workers or nodes are killed, and what has to be true of them afterwards.
 
-    python tests/faults/sweeps.py --faults 75 --seed 0 --table docs/reliability-sweeps.md
+    python tests/faults/sweeps.py --faults 75 --seed 0 --table docs/reliability.md
 
 Every fault is drawn from a seed. When exactly it meets the sweep depends on the machine all the same: a sweep is many
 processes that run at once.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from campaign_table import insert, view
 from injector import AFTER, BEFORE
 from sweep_bench import SETTINGS, Bench, Outcome
 from sweep_injector import AT_RANDOM, BROKER, DRIVER, NODE, TRIAL, WORKER, Calls, SweepFault
@@ -54,15 +54,9 @@ def run_campaign(num_faults: int, seed: int, folder: Path, who: Sequence[str] = 
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Return the outcomes by who died as a Markdown table."""
-    lines = ["| who dies | faults | ended equal | median recovery, s | longest, s |", "|---|---|---|---|---|"]
-    for who in WHO:
-        of_one = [outcome for outcome in outcomes if outcome.fault.who == who]
-        times = [outcome.recovery_s for outcome in of_one]
-        good = sum(not outcome.problems for outcome in of_one)
-        if of_one:
-            lines.append(f"| {who} | {len(of_one)} | {good} | {statistics.median(times):.1f} | {max(times):.1f} |")
-    return "\n".join(lines) + "\n"
+    """Return the outcomes by who died, and by the kind of sweep, as Markdown tables."""
+    by_who = view(outcomes, "who dies", lambda outcome: outcome.fault.who)
+    return f"{by_who}\n\n{view(outcomes, 'in a sweep', lambda outcome: outcome.setting)}\n"
 
 
 def main() -> int:
@@ -71,7 +65,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=75)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--who", choices=WHO, action="append", help="who dies; may be given several times")
-    parser.add_argument("--table", type=Path, help="Markdown file to write")
+    parser.add_argument("--table", type=Path, help="Markdown page to put the result into, between its marks")
     parser.add_argument("--folder", type=Path, help="where the sweeps and their logs stay; else they are deleted")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tltrain-sweeps-") as temporary:
@@ -82,7 +76,7 @@ def main() -> int:
     print(result)
     if arguments.table:
         command = f"python tests/faults/sweeps.py --faults {arguments.faults} --seed {arguments.seed}"
-        arguments.table.write_text(f"<!-- made by `{command}` -->\n\n{result}")
+        insert(arguments.table, command, result, "sweeps")
     return int(any(outcome.problems for outcome in outcomes))
 
 
