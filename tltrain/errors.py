@@ -42,7 +42,7 @@ class Problem:
     def __str__(self) -> str:
         place = shown(" ".join(part for part in (self.where, self.key) if part))
         text = f"{_sentence(self.what)} {_sentence(self.action)}".strip()
-        text = "\n".join(shown(line) for line in text.split("\n"))
+        text = "\n".join(shown(line.expandtabs(4)) for line in text.split("\n"))
         return f"{place}: {text}" if place else text
 
 

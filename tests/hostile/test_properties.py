@@ -24,7 +24,7 @@ from tltrain.spec.load import dump_yaml, parse_spec
 from tltrain.spec.schema import NAME_PATTERN
 from tltrain.spec.space import apply, propose, settled
 
-COUNTS = pytest.mark.parametrize("examples", [40, pytest.param(3000, marks=pytest.mark.slow)])
+COUNTS = pytest.mark.parametrize("examples", [20, pytest.param(3000, marks=pytest.mark.slow)])
 SECONDS, MEGABYTES = 5.0, 500
 
 

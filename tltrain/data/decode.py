@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import struct
 import warnings
 from collections.abc import Iterator
@@ -37,6 +38,9 @@ _STARTS = (
     (b"MM\0*", "TIFF"),
     (b"GIF8", "GIF"),
 )
+# What Pillow logs of damaged images stands in the error as well; without a handler it goes to stderr line by line.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
 _DAMAGED_EXIF = (OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, TypeError, struct.error)
 
 
