@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import atheris
+import atheris  # pyright: ignore[reportMissingImports]  of the extra fuzz
 
 # The parser of YAML is left as it is: following it costs most of the speed.
 with atheris.instrument_imports(include=["tltrain", "PIL"]):
