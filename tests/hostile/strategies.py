@@ -83,6 +83,7 @@ def domains(draw: st.DrawFn) -> dict[str, Any]:
     low, high = sorted(draw(st.lists(numbers, min_size=2, max_size=2, unique=True)))
     if kind == "quniform":
         step = draw(st.sampled_from((0.1, 0.05, 0.001)))
+        low = min(low, 0.7)
         return {kind: [low, max(high, low + 2 * step), step]}
     return {kind: [low, high]}
 
