@@ -85,6 +85,7 @@ def main() -> None:
         time.sleep(3)  # what was written just now would be read again
         first = look(storage, cache)
         later = median([look(storage, cache) for _ in range(options.repeats)])
+        newest = median([look(storage, cache, "-n", "20") for _ in range(options.repeats)])
         as_json = median([look(storage, cache, "--json") for _ in range(options.repeats)])
         for number in range(min(options.changed, options.runs)):
             write_state(storage / f"run-{number:05d}", number + 1)
@@ -92,7 +93,14 @@ def main() -> None:
         rebuild = look(storage, cache, "--rebuild")
         listed = len((cache / "lines.txt").read_text().splitlines()) - 1
     assert listed == options.runs, listed
-    looks = {"first": first, "later": later, "json": as_json, "some_changed": changed, "rebuild": rebuild}
+    looks = {
+        "first": first,
+        "later": later,
+        "newest_20": newest,
+        "json": as_json,
+        "some_changed": changed,
+        "rebuild": rebuild,
+    }
     shown = {kind: {name: round(getattr(ran, kind), 3) for name, ran in looks.items()} for kind in Ran._fields}
     print(json.dumps({"runs": options.runs, **shown}))
 

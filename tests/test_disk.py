@@ -83,13 +83,15 @@ def test_stamps_are_those_of_files_and_of_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once_s: float
 ) -> None:
     monkeypatch.setattr(disk, "_AT_ONCE_S", at_once_s)
+    for number in range(900):
+        (tmp_path / f"run-{number}").mkdir()
     for number in range(0, 900, 3):
-        (tmp_path / f"{number}").write_bytes(b"x" * number)
-    (tmp_path / "folder").mkdir()
-    paths = [str(tmp_path / f"{number}") for number in range(900)]
+        (tmp_path / f"run-{number}" / "file").write_bytes(b"x" * number)
+    (tmp_path / "run-1" / "file").mkdir()
+    (tmp_path / "file").write_bytes(b"not in a folder")
 
-    found = stamps([*paths, str(tmp_path / "folder"), str(tmp_path / "0" / "below a file")])
+    found = stamps(tmp_path, "file")
 
-    assert [stamp is not None for stamp in found] == [number % 3 == 0 for number in range(900)] + [False, False]
-    assert [stamp[1] for stamp in found if stamp] == list(range(0, 900, 3))
-    assert found[3] == ((tmp_path / "3").stat().st_mtime_ns, 3)
+    assert {name: size for name, (_, size) in found.items()} == {f"run-{number}": number for number in range(0, 900, 3)}
+    assert found["run-3"][0] == (tmp_path / "run-3" / "file").stat().st_mtime_ns
+    assert stamps(tmp_path / "nowhere", "file") == {}

@@ -77,28 +77,36 @@ def flush_folder(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def stamps(paths: Sequence[str]) -> list[tuple[int, int] | None]:
-    """When files were last written, in ns since 1970, and their sizes in bytes; None where there is no file.
+def stamps(folder: str | Path, file: str) -> dict[str, tuple[int, int]]:
+    """For each folder in `folder` that has such a file: when that was last written, in ns since 1970, and its size.
 
     Threads ask for them where the disk is a slow one of the network; where the first ones are told at once, these would
-    only get into each other's way. Raises OSError.
+    only get into each other's way. Empty where there is no such folder. Raises OSError.
     """
-    began = time.perf_counter()
-    first, rest = _stamps(paths[:_FIRST]), paths[_FIRST:]
-    if time.perf_counter() - began < _FIRST * _AT_ONCE_S:
-        return first + _stamps(rest)
-    with ThreadPoolExecutor(_THREADS) as executor:
-        parts = executor.map(_stamps, (rest[start : start + 500] for start in range(0, len(rest), 500)))
-        return first + [stamp for part in parts for stamp in part]
-
-
-def _stamps(paths: Sequence[str]) -> list[tuple[int, int] | None]:
-    return [_stamp(path) for path in paths]
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        names, above = os.listdir(folder), os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return {}
+
+    def look(some: Sequence[str]) -> dict[str, tuple[int, int]]:
+        return {name: found for name in some if (found := _stamp(f"{name}/{file}", above)) is not None}
+
+    try:
+        began = time.perf_counter()
+        found, rest = look(names[:_FIRST]), names[_FIRST:]
+        if time.perf_counter() - began < _FIRST * _AT_ONCE_S:
+            return found | look(rest)
+        with ThreadPoolExecutor(_THREADS) as executor:
+            for part in executor.map(look, (rest[start : start + 500] for start in range(0, len(rest), 500))):
+                found.update(part)
+        return found
+    finally:
+        os.close(above)
+
+
+def _stamp(path: str, above: int) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path, dir_fd=above)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return (found.st_mtime_ns, found.st_size) if stat.S_ISREG(found.st_mode) else None

@@ -165,11 +165,12 @@ class Folder:
 
     def stamps(self, file: str) -> dict[str, tuple[int, int]]:
         """For each folder in here that has such a file: when that was last written, in ns since 1970, and its size."""
-        names, here = self.names(), self._path.rstrip("/")
-        paths = [f"{here}/{name}/{file}" for name in names]
         with self._failing("list"):
-            found = stamps(paths) if self._filesystem is None else _far().stamps(self._filesystem, paths)
-        return {name: stamp for name, stamp in zip(names, found, strict=True) if stamp is not None}
+            if self._filesystem is None:
+                return stamps(self._path, file)
+            names = self.names()
+            found = _far().stamps(self._filesystem, [f"{self._path.rstrip('/')}/{name}/{file}" for name in names])
+            return {name: stamp for name, stamp in zip(names, found, strict=True) if stamp is not None}
 
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it. A missing one is fine."""
