@@ -28,13 +28,13 @@ def check_lines(findings: Mapping[str, Any], columns: int) -> list[str]:
 def _class_table(splits: Mapping[str, Any], classes: Sequence[str], columns: int) -> list[str]:
     """Images per class and split: all classes, or the largest and the smallest where there are many."""
     counts = {name: [found["per_class"][name] for found in splits.values()] for name in classes}
-    shown = sorted(counts, key=lambda name: -sum(counts[name]))
-    left_out = len(shown) - 2 * SHOWN
+    listed = sorted(counts, key=lambda name: -sum(counts[name]))
+    left_out = len(listed) - 2 * SHOWN
     if left_out > 1:
-        shown = [*shown[:SHOWN], "", *shown[-SHOWN:]]
-    width = min(max(map(len, [*shown, "all 1000"])), _WIDEST_CLASS, max(columns - 10 * len(splits), 12))
+        listed = [*listed[:SHOWN], "", *listed[-SHOWN:]]
+    width = min(max(map(len, [*listed, "all 1000"])), _WIDEST_CLASS, max(columns - 10 * len(splits), 12))
     lines = [f"{'class':<{width}}" + "".join(f"{name:>10}" for name in splits)]
-    for name in shown:
+    for name in listed:
         cells = "".join(f"{count:>10,}" for count in counts[name]) if name else f"  {left_out} more classes"
         lines.append(f"{shortened(shown(name), width) or '...':<{width}}{cells}")
     totals = "".join(f"{found['images']:>10,}" for found in splits.values())

@@ -14,7 +14,7 @@ from tltrain.data.base import Split
 from tltrain.data.duplicates import MAX_IMAGES, exact_groups, near_groups
 from tltrain.data.examine import Facts, examine
 from tltrain.data.parts import Parts
-from tltrain.errors import Problem
+from tltrain.errors import Problem, shown
 
 SHOWN = 10
 IMBALANCE = 10
@@ -48,12 +48,21 @@ def check_parts(
     """
     facts = {name: examine(split, num_threads=num_threads, advance=advance) for name, split in parts.splits.items()}
     splits = {name: _summary(split, facts[name], parts.classes) for name, split in parts.splits.items()}
-    for name, source in {id(split.source): (name, split.source) for name, split in parts.splits.items()}.values():
+    first = {id(split.source): (name, split.source) for name, split in reversed(parts.splits.items())}
+    for name, source in first.values():
         splits[name]["bad"] += [{"id": one.id, "class": "", "error": one.reason} for one in source.bad]
         splits[name]["images"] += len(source.bad)
     duplicates = _duplicates(parts, facts)
-    problems = [*parts.problems, *_bad_images(splits)]
-    warnings = [*parts.warnings, *_of_duplicates(duplicates), *_of_classes(splits), *_of_suffixes(parts, facts)]
+    bad = _bad_images(splits, parts.max_bad_fraction)
+    problems = [*parts.problems, *(problem for problem, ends in bad if ends)]
+    left_out = [f"{problem.key}: {problem.what}: a run leaves them out." for problem, ends in bad if not ends]
+    warnings = [
+        *parts.warnings,
+        *left_out,
+        *_of_duplicates(duplicates),
+        *_of_classes(splits),
+        *_of_suffixes(parts, facts),
+    ]
     findings = {
         "classes": list(parts.classes),
         "splits": splits,
@@ -100,12 +109,14 @@ def _moments(good: Sequence[Facts]) -> Findings:
     return {"mean": [round(value, 4) for value in means.tolist()], "std": [round(value, 4) for value in std.tolist()]}
 
 
-def _bad_images(splits: Mapping[str, Findings]) -> list[Problem]:
+def _bad_images(splits: Mapping[str, Findings], allowed: float) -> list[tuple[Problem, bool]]:
+    """Return a problem for each split with bad images, and whether it would end a run."""
     problems = []
     for name, found in splits.items():
         if bad := found["bad"]:
-            what = f"{len(bad)} of {found['images']} images cannot be used, such as {bad[0]['id']}"
-            problems.append(Problem(what, "Replace or remove them", key=f"data.{name}"))
+            what = f"{len(bad)} of {found['images']} images cannot be used, such as {shown(bad[0]['id'])}"
+            ends = len(bad) > allowed * found["images"]
+            problems.append((Problem(what, "Replace or remove them", key=f"data.{name}"), ends))
     return problems
 
 

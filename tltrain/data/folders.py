@@ -16,7 +16,7 @@ from tltrain.data.bad import BadImage
 from tltrain.data.base import FilesSource
 from tltrain.data.decode import SUFFIXES
 from tltrain.data.locations import Location
-from tltrain.errors import DataError, Problem
+from tltrain.errors import DataError, Problem, shown
 
 LAYOUT = "The layout is FOLDER/CLASS/image.jpg: one folder per class, named like the class."
 _CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "icon\r"}
@@ -208,7 +208,7 @@ def _refuse(root: Location, refused: Sequence[Refused]) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return ", ".join(map(shown, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _check_layout(root: Location, key: str, folders: list[str], images: list[str]) -> None:

@@ -29,13 +29,15 @@ _SPEC_SUFFIXES = (".yaml", ".yml")
 class Parts:
     """Splits by name, labelled by the same classes, and what is wrong with them.
 
-    problems: what would end a run; the splits that could not be opened are missing.
+    problems: what would end a run; the splits that could not be opened are missing. max_bad_fraction: share of bad
+    images that a run would leave out; 0 where they end it.
     """
 
     classes: tuple[str, ...]
     splits: dict[str, Split]
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    max_bad_fraction: float = 0.0
 
 
 def spec_of(source: str, splits: Sequence[str], sets: Sequence[str]) -> tuple[Spec, list[str]]:
@@ -89,6 +91,12 @@ def _splits_in(source: str) -> dict[str, str]:
 
 def open_parts(spec: Spec, names: Sequence[str]) -> Parts:
     """Open splits of a spec as a run would; where that fails, each source alone as far as it goes."""
+    parts = _opened(spec, names)
+    parts.max_bad_fraction = spec.data.max_bad_fraction if spec.data.on_bad_image == "skip" else 0.0
+    return parts
+
+
+def _opened(spec: Spec, names: Sequence[str]) -> Parts:
     try:
         splits = load_splits(spec.data, spec.seed, allow_code=spec.allow_code, check_leakage=False)
     except DataError as error:

@@ -207,7 +207,7 @@ def _rows(numbers: Sequence[int]) -> str:
 
 
 def _join(values: Sequence[object] | np.ndarray) -> str:
-    return ", ".join(str(value) for value in values)
+    return ", ".join(shown(str(value)) for value in values)
 
 
 def class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
