@@ -8,6 +8,7 @@ Every fault is drawn from a seed, so that a run of this program can be repeated.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import random
@@ -193,20 +194,34 @@ def _processes_left(within_s: float = 10.0) -> list[str]:
     return [f"process {pid} is still there" for pid in left]
 
 
-def run_campaign(num_faults: int, seed: int) -> list[Outcome]:
-    """Break every setting in turn until `num_faults` faults have happened."""
+def run_campaign(num_faults: int, seed: int, record: Path | None = None) -> list[Outcome]:
+    """Break every setting in turn until `num_faults` faults have happened; those in `record` have happened before."""
     chance = random.Random(seed)
-    outcomes: list[Outcome] = []
+    outcomes = _recorded(record)
     with tempfile.TemporaryDirectory(prefix="tltrain-faults-") as folder:
         cleans = [clean_run(setting, Path(folder) / str(index)) for index, setting in enumerate(SETTINGS)]
         for number in range(num_faults):
             index = number % len(SETTINGS)
             setting, clean = SETTINGS[index], cleans[index]
             fault = draw(chance, clean)
+            if number < len(outcomes):
+                assert outcomes[number].fault == fault, "the record is of another campaign"
+                continue
             outcomes.append(broken_run(setting, Path(folder) / str(index), clean, fault))
+            if record is not None:
+                with record.open("a") as file:
+                    file.write(json.dumps(dataclasses.asdict(outcomes[-1])) + "\n")
             verdict = "; ".join(outcomes[-1].problems) or f"equal, {outcomes[-1].recovery_s:.1f} s"
             print(f"{number + 1:>4}  {setting.name}: {fault}: {verdict}", flush=True)
     return outcomes
+
+
+def _recorded(record: Path | None) -> list[Outcome]:
+    """Return the outcomes that an earlier start of the same campaign has written down."""
+    if record is None or not record.exists():
+        return []
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
+    return [Outcome(**{**row, "fault": Fault(**row["fault"])}) for row in rows]
 
 
 def main() -> int:
@@ -215,8 +230,9 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=Path, help="Markdown page to write the result into, between its marks")
+    parser.add_argument("--record", type=Path, help="file to write outcomes into as they come, and to go on from")
     arguments = parser.parse_args()
-    outcomes = run_campaign(arguments.faults, arguments.seed)
+    outcomes = run_campaign(arguments.faults, arguments.seed, arguments.record)
     result = table(outcomes)
     print(result)
     if arguments.table:

@@ -65,7 +65,7 @@ def test_a_short_trouble_of_s3_costs_nothing(far: Folder, proxy: Proxy, kind: st
     assert far.read_bytes("file") == NEW
 
 
-@pytest.mark.parametrize("kind", [FAILS, CUTS_UPLOADS])
+@pytest.mark.parametrize("kind", [FAILS, pytest.param(CUTS_UPLOADS, marks=pytest.mark.slow)])
 def test_a_long_trouble_of_s3_is_told_once_and_leaves_the_old_file(
     far: Folder, proxy: Proxy, s3_endpoint: str, kind: str
 ) -> None:
@@ -183,7 +183,10 @@ def message(act: Callable[[], Any]) -> str:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
-@pytest.mark.parametrize("is_lost_midway", [False, True], ids=["from the start", "in the middle"])
+@pytest.mark.parametrize(
+    "is_lost_midway",
+    [pytest.param(False, marks=pytest.mark.slow, id="from the start"), pytest.param(True, id="in the middle")],
+)
 def test_a_run_that_may_not_write_says_so_and_goes_on_when_it_may(tmp_path: Path, is_lost_midway: bool) -> None:
     open_to_all(tmp_path)
     spec = tiny_spec(tmp_path, SETTINGS)

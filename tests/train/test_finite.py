@@ -31,6 +31,12 @@ def test_the_first_bad_step_and_its_images_are_found_once() -> None:
     assert log.take_bad(ALONE) is None
 
 
+def test_losses_whose_sum_is_not_finite_are_bad_too() -> None:
+    log = LossLog()
+    log.add(0, torch.tensor([3e38, 0.1, 3e38]), batch([7, 3, 5]))
+    assert log.take_bad(ALONE) == (0, [5, 7])
+
+
 def test_padding_does_not_count() -> None:
     log = LossLog()
     log.add(0, torch.tensor([0.1, NAN]), batch([7, 7], weights=[1.0, 0.0]))

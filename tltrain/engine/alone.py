@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Worker = Callable[[dict[str, Any], "Group"], Any]
 
 PING_EVERY_S = 2.0
-HUNG_AFTER_S = 45.0
+HUNG_AFTER_S = 40.0
 """How long a worker may leave a ping unanswered."""
 STARTED_WITHIN_S = 600.0
 _LOOK_EVERY_S = 5.0

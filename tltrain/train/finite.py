@@ -25,6 +25,11 @@ class _Step:
     ids: Tensor
     weights: Tensor
 
+    @property
+    def is_bad(self) -> Tensor:
+        """Bool [b]: which images have a loss that is not finite, or so large that their sum may not be."""
+        return ~(self.losses * len(self.losses)).isfinite() & (self.weights > 0)
+
 
 class LossLog:
     """The losses of all images since they were looked at last."""
@@ -52,13 +57,10 @@ class LossLog:
 
 
 def _first_bad(steps: Sequence[_Step]) -> tuple[int, list[int]] | None:
-    if not steps or bool(torch.cat([step.losses.where(step.weights > 0, 0.0) for step in steps]).isfinite().all()):
+    if not steps or not bool(torch.cat([step.is_bad for step in steps]).any()):
         return None
-    for step in steps:
-        bad = ~step.losses.isfinite() & (step.weights > 0)
-        if bool(bad.any()):
-            return step.number, step.ids[bad].tolist()
-    raise AssertionError("a loss that is not finite has a step")
+    step = next(step for step in steps if bool(step.is_bad.any()))
+    return step.number, step.ids[step.is_bad].tolist()
 
 
 def diverged(lane: str, step: int, learning_rate: float, images: Sequence[str]) -> DivergedError:
