@@ -19,7 +19,7 @@ from tltrain.spec.load import dump_yaml, load_spec
 from tltrain.train.checkpoint import Checkpoints
 from tltrain.train.lane import Lane
 
-ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
+ENDS: dict[int, type[BaseException]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
 TIMES = ("train_images_per_s", "epoch_s")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayError
 
 from tltrain.engine.cluster import live_nodes
 from tltrain.engine.plan import Request, capacity, make_request
@@ -112,7 +113,7 @@ def _wait_for_start(process: Any, can_start: Callable[[], bool]) -> str:
             raise WorkerHungError(f"a worker has not started within {STARTED_WITHIN_S:g} s, or has no room any more")
     try:
         return ray.get(answer)
-    except ray.exceptions.RayError:
+    except RayError:
         return "its process"
 
 
