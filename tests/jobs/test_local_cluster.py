@@ -201,6 +201,7 @@ def test_a_heads_command_and_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path("lab")),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "30",
         "RAY_START_HOOK": HOOK,
         "RAY_USAGE_STATS_ENABLED": "0",
     }

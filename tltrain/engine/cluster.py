@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from tltrain.engine.plan import Node, Request, find_shortage, make_request
 from tltrain.engine.scratch import scratch_folder
@@ -44,6 +45,8 @@ ENVIRONMENT = {
 # only where all threads share one arena (see tltrain.train.allocator).
 PRIVATE_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Else Ray takes the machine's outer address, and listens on every interface. On macOS it does so by itself.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
@@ -89,17 +92,27 @@ def private_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for name, value in {**ENVIRONMENT, **PRIVATE_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
-    with scratch_folder("tltrain-ray-") as folder:
+    with scratch_folder("tltrain-ray-") as folder, _on_loopback():
         try:
             ray.init(
                 address="local",
                 include_dashboard=False,
-                _temp_dir=folder,
+                _temp_dir=f"{folder}/ray",  # which Ray opens to every user of the machine
                 **_ray_logging(),
             )
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray take 127.0.0.1 for this machine's address; it has read what its environment says of that before."""
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _ray_logging() -> dict[str, Any]:

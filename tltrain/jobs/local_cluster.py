@@ -98,7 +98,8 @@ def _start(name: str, cluster: LocalCluster) -> LocalState:
     ports = _ports(cluster)
     temp_dir = tempfile.mkdtemp(prefix=f"tltrain-{name[:16]}-", dir="/tmp")  # short: Ray keeps sockets in it
     url, gcs_address = f"http://{LOOPBACK}:{ports['dashboard-port']}", f"{LOOPBACK}:{ports['port']}"
-    command = start_command(cluster, temp_dir=temp_dir, ports=ports)
+    # In a folder of its own, for Ray lets every user of the machine into the one that it is given.
+    command = start_command(cluster, temp_dir=f"{temp_dir}/ray", ports=ports)
     log = log_path(name)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as stream:

@@ -29,7 +29,7 @@ class LocalState:
     processes: tuple[Process, ...]
     """The head's own processes, the one that was started first."""
     temp_dir: str
-    """Ray's folder for logs and sockets."""
+    """What holds Ray's folder for logs and sockets; only this user may enter it."""
     started_at: float
     """Seconds since 1970."""
 

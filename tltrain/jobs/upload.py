@@ -20,8 +20,10 @@ MAX_BYTES = 100 << 20
 LEFT_OUT_FOLDERS = ("data", "runs", "wandb", "mlruns", "node_modules", "venv", "dist", "build")
 LEFT_OUT_SUFFIXES = (
     *(".parquet", ".pq", ".arrow", ".feather", ".ipc", ".zip", ".tar", ".gz", ".tgz", ".h5", ".npy", ".npz"),
-    *(".pt", ".pth", ".ckpt", ".safetensors", ".pyc", ".pem", ".key", ".sqlite", ".log"),
+    *(".pt", ".pth", ".ckpt", ".safetensors", ".pyc", ".sqlite", ".log"),
+    *(".env", ".pem", ".key", ".ppk", ".p12", ".pfx", ".jks", ".kdbx"),
 )
+LEFT_OUT_NAMES = ("credentials", "credentials.json", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519")
 LEFT_OUT_RUN = "run.json"  # a folder with this file in it is a run's
 
 _DATE = (1980, 1, 1, 0, 0, 0)
@@ -142,11 +144,15 @@ def _folder(root: Path) -> tuple[list[Entry], list[str]]:
                 left_out.append(f"{here / name}/")
         folders.sort()
         for path in (here / name for name in sorted(files)):
-            if path.is_symlink() or path.name.startswith(".") or path.suffix.lower() in LEFT_OUT_SUFFIXES:
+            if path.is_symlink() or _leaves_out_file(path.name.lower()):
                 left_out.append(str(path))
             else:
                 entries.append(Entry(Path(root.name, path.relative_to(root)).as_posix(), path))
     return entries, left_out
+
+
+def _leaves_out_file(name: str) -> bool:
+    return name.startswith(".") or name.endswith(LEFT_OUT_SUFFIXES) or name in LEFT_OUT_NAMES
 
 
 def _leaves_out_folder(path: Path) -> bool:
