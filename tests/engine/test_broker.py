@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tltrain.engine.broker import Broker, Task, Ticket, Work
+from tltrain.engine.broker import Broker, State, Task, Ticket, Work
+from tltrain.engine.broker_actor import BrokerActor
 
 
 def ticket(trial: str, **changes: Any) -> Ticket:
@@ -307,3 +309,32 @@ def test_the_run_of_its_own_is_claimed_like_an_isolated_lane() -> None:
     work = made.take(0)
     assert work is not None
     assert work.task is Task.STOP
+
+
+def test_the_rows_of_a_trial_that_has_ended_are_forgotten_and_its_standing_is_not() -> None:
+    made = broker(ticket("t0", epochs=1), ticket("t1"))
+    train(made)
+    assert made.row("t0", 1) is not None
+    made.drop("t0")
+    assert made.row("t0", 1) is None
+    assert (made.standing("t0").state, made.standing("t0").epoch) == (State.FINISHED, 1)
+    assert made.row("t1", 1) is not None
+
+
+def test_the_driver_is_told_every_event_once_and_what_it_has_is_forgotten() -> None:
+    async def sweep() -> tuple[list[str], int]:
+        actor = BrokerActor(lambda trial, values: ticket(trial), num_groups=1, run_ahead=3, max_lanes=2)
+        await actor.register([ticket(f"t{number}") for number in range(6)])
+        told: list[str] = []
+        kept = 0
+        for _ in range(9):
+            work = await actor.next_work(0)
+            await actor.complete([{"lane": trial, "epoch": work.epoch + 1} for trial in work.lanes], {})
+            events = await actor.events(len(told))
+            told += [event.kind for event in events]
+            kept = max(kept, len(await actor.events(len(told))))
+        return told, kept
+
+    told, kept = asyncio.run(sweep())
+    assert (told.count("registered"), told.count("row"), told.count("finished")) == (6, 18, 6)
+    assert kept == 0

@@ -7,10 +7,12 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tltrain.errors import SpecError, StorageError
+from tltrain.jobs import ledger as ledger_module
 from tltrain.jobs.ledger import Job, Ledger, new_attempt
 from tltrain.jobs.states import Cause, State
 from tltrain.jobs.upload import Package
@@ -64,6 +66,23 @@ def test_job_is_found_by_the_first_letters_that_are_its_own(tmp_path: Path) -> N
             ledger.find("x")
         with pytest.raises(SpecError, match="begin with ''"):
             ledger.find("")
+
+
+def test_looking_for_one_job_among_many_reads_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    make = ledger_module._job
+
+    def noting(row: Any, attempts: Any) -> Job:
+        read.append(row["id"])
+        return make(row, attempts)
+
+    with Ledger(tmp_path) as ledger:
+        for number in range(20):
+            ledger.add(job(f"tiny-0000{number:02}"), PACKAGE)
+        monkeypatch.setattr(ledger_module, "_job", noting)
+
+        assert len(ledger.find("tiny-000007").attempts) == 1
+        assert read == ["tiny-000007"]
 
 
 def test_waiting_attempt_is_claimed_by_one_of_many(tmp_path: Path) -> None:

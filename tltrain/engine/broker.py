@@ -183,11 +183,12 @@ class Broker:
         return self._lanes[trial].saved_as
 
     def drop(self, trial: str) -> None:
-        """A trial has ended: its lane trains no further."""
+        """A trial has ended: its lane trains no further, and nobody asks for its rows any more."""
         lane = self._lanes[trial]
         if lane.state not in ENDED:
             lane.state = State.DROPPED
         self._forget(lane)
+        lane.rows.clear()
 
     def _forget(self, lane: _Lane) -> None:
         """Let the lane's group forget it."""

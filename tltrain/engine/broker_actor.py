@@ -49,6 +49,8 @@ class BrokerActor:
         self._origins: dict[str, Ticket] = {}
         """Trial -> the ticket it was registered with last: a lane's own ticket moves on with every save."""
         self._events: list[Event] = []
+        self._first_event = 0
+        """Number of the first event that is kept."""
         self._halted = ""
 
     # What the driver asks.
@@ -106,8 +108,13 @@ class BrokerActor:
         return self._broker.standings()
 
     async def events(self, since: int = 0) -> list[Event]:
-        """Return what happened from event number `since` on; the next call's `since` is that plus their number."""
-        return self._events[since:]
+        """Return what happened from event number `since` on; the next call's `since` is that plus their number.
+
+        Who asks has what came before, which is forgotten.
+        """
+        del self._events[: max(0, since - self._first_event)]
+        self._first_event = max(self._first_event, since)
+        return list(self._events)
 
     # What a trial asks.
 

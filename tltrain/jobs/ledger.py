@@ -165,17 +165,22 @@ class Ledger:
 
     def jobs(self) -> list[Job]:
         """All jobs, the oldest first."""
+        return self._beginning_with("")
+
+    def _beginning_with(self, prefix: str) -> list[Job]:
+        """The jobs whose ids begin with `prefix`, the oldest first."""
+        where, key = "WHERE substr({}, 1, length(:prefix)) = :prefix ORDER BY", {"prefix": prefix}
         with _translated(self.path):
             attempts: dict[str, list[Attempt]] = {}
-            for row in self._connection.execute("SELECT * FROM attempts ORDER BY job_id, number"):
+            for row in self._connection.execute(f"SELECT * FROM attempts {where.format('job_id')} job_id, number", key):
                 attempts.setdefault(row["job_id"], []).append(_attempt(row))
-            rows = self._connection.execute("SELECT * FROM jobs ORDER BY created_at, id").fetchall()
+            rows = self._connection.execute(f"SELECT * FROM jobs {where.format('id')} created_at, id", key).fetchall()
         return [_job(row, attempts.get(row["id"], [])) for row in rows]
 
     def find(self, prefix: str) -> Job:
         """The job whose id is `prefix`, or the only one whose id begins with it. Raises SpecError."""
-        jobs = self.jobs()
-        found = [job for job in jobs if job.id == prefix] or [job for job in jobs if job.id.startswith(prefix)]
+        jobs = self._beginning_with(prefix)
+        found = [job for job in jobs if job.id == prefix] or jobs
         if len(found) == 1 and prefix:
             return found[0]
         if found:
