@@ -182,7 +182,8 @@ class _AfterImport(MetaPathFinder):
         if module.__name__ == DOORS[WORKER]:
             _log_training(self._folder / TRAINED)
             if self._plan.forgets_optimizer:
-                importlib.import_module("tltrain.train.optim").load_state_by_name = lambda optimizer, state: None
+                optim: Any = importlib.import_module("tltrain.train.optim")
+                optim.load_state_by_name = lambda optimizer, state: None
         for who, door in DOORS.items():
             if door == module.__name__ and _is_driver() == (who == DRIVER):
                 self._enter(who)

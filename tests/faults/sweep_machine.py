@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,24 +51,32 @@ class Machine:
     @contextmanager
     def running_cluster(self) -> Iterator[None]:
         """Have a head without CPUs to train on and two nodes with one each, for a `with` block."""
-        with _changed_environment({**self.environment(), **OPEN}):
-            head = {"num_cpus": 0, "include_dashboard": False}
-            self.cluster = Cluster(initialize_head=True, head_node_args=head)
-            try:
-                for _ in range(2):
-                    self.cluster.add_node(num_cpus=1)
-                self.cluster.wait_for_nodes()
-                yield
-            finally:
-                self.cluster.shutdown()
-                self.cluster = None
+        with self._starting():
+            self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            for _ in range(2):
+                self._add_node()
+            self.cluster.wait_for_nodes()
+            yield
+        finally:
+            self.cluster.shutdown()
+            self.cluster = None
+
+    def _add_node(self) -> None:
+        assert self.cluster is not None
+        with self._starting():
+            self.cluster.add_node(num_cpus=1)
+
+    def _starting(self) -> AbstractContextManager[None]:
+        """What is started in such a `with` block, and nothing later, is on this machine."""
+        return _changed_environment({**self.environment(), **OPEN})
 
     def driver(self, spec: Path, log: Path, *, joins: bool) -> subprocess.Popen[bytes]:
         """Start a sweep's driver, which joins the cluster or starts one of its own."""
         environment = self.environment()
         if joins:
             assert self.cluster is not None
-            environment |= {"RAY_ADDRESS": self.cluster.address, **OPEN}
+            environment |= {"RAY_ADDRESS": str(self.cluster.address), **OPEN}
         command = [sys.executable, "-m", "tltrain.run", str(spec)]
         with log.open("ab") as file:
             return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
@@ -87,8 +95,7 @@ class Machine:
         for node in list(self.cluster.worker_nodes):
             if not node.live_processes() or node.dead_processes():
                 self.cluster.remove_node(node, allow_graceful=False)
-                with _changed_environment({**self.environment(), **OPEN}):
-                    self.cluster.add_node(num_cpus=1)
+                self._add_node()
 
     def problems(self) -> list[str]:
         """Name what is left of sweeps that have ended, on the machine and in the cluster."""
