@@ -56,7 +56,7 @@ def train_product(
     spec: Spec, rates: list[float], taps: Tensor, labels: Tensor, weight: Tensor
 ) -> tuple[list[float], list[list[float]]]:
     """Train all heads with one product per step; return seconds and losses [epochs][heads]."""
-    count, size = len(rates), spec.train.batch_size
+    count, size = len(rates), spec.train.images_per_step
     heads = weight.expand(count, *weight.shape).clone()  # [L, C, D + 1], the bias last
     velocity, steps = torch.zeros_like(heads), -(-len(labels) // size)
     inputs = torch.cat([taps, torch.ones(len(taps), 1)], 1)

@@ -63,7 +63,7 @@ def test_spec_fits_the_machine_and_the_images(tmp_path: Path) -> None:
     assert (on_cpu.model.freeze_depth, on_cpu.data.image_size, on_cpu.resources.num_workers) == ("all", 64, 1)
     assert (on_gpus.model.name, on_gpus.model.freeze_depth) == ("resnet50", "layer3")
     assert (on_gpus.data.image_size, on_gpus.resources.num_workers) == (None, 4)
-    assert on_gpus.train.batch_size >= 4
+    assert on_gpus.train.images_per_step >= 4
     assert 5 <= on_cpu.train.epochs <= 30
 
 

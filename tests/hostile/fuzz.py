@@ -15,7 +15,7 @@ from pathlib import Path
 import atheris  # pyright: ignore[reportMissingImports]  of the extra fuzz
 
 # The parser of YAML is left as it is: following it costs most of the speed.
-with atheris.instrument_imports(include=["tltrain", "PIL"]):
+with atheris.instrument_imports(include=["tltrain", "PIL"]):  # pyright: ignore[reportAttributeAccessIssue]
     from corpus import HEAD, SPECS
     from hostile_images import IMAGES
     from ruamel.yaml import YAML

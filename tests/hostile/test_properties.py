@@ -108,7 +108,7 @@ def is_path_or_refused(text: str, folder: Path) -> None:
 
 def check(examples: int, holds: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None:
     """Check that a property holds for `examples` draws."""
-    settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))(given(*strategies)(holds))()
+    settings(max_examples=examples, deadline=None, suppress_health_check=[*HealthCheck])(given(*strategies)(holds))()
 
 
 @COUNTS

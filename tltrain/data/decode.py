@@ -106,14 +106,14 @@ def _open(content: bytes | Image.Image, max_pixels: int) -> Image.Image:
     if width * height > max_pixels:
         raise ValueError(f"its {width} x {height} pixels are more than the {max_pixels:,} allowed")
     image.load()
-    turn = _TURNS.get(_orientation(image))
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> object:
-    """Return what EXIF says of the orientation; damaged EXIF says nothing, for the pixels are whole all the same."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how EXIF says to turn the image; damaged EXIF says nothing, for the pixels are whole all the same."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation)
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _DAMAGED_EXIF:
         return None
 
