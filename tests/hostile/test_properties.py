@@ -106,9 +106,13 @@ def is_path_or_refused(text: str, folder: Path) -> None:
         assert os.path.isabs(spec.data.train) or ":" in spec.data.train
 
 
+# Deep texts and large images are what is wanted here.
+_SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
+
+
 def check(examples: int, holds: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None:
     """Check that a property holds for `examples` draws."""
-    settings(max_examples=examples, deadline=None, suppress_health_check=[*HealthCheck])(given(*strategies)(holds))()
+    settings(max_examples=examples, deadline=None, suppress_health_check=_SLOW)(given(*strategies)(holds))()
 
 
 @COUNTS
