@@ -77,9 +77,11 @@ class Bench:
     def start(self) -> Cluster:
         """Start the nodes, one after the other."""
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        began = time.perf_counter()
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        for _ in range(self._options.nodes):
+        for number in range(self._options.nodes):
             cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+            print(f"node {number + 1} after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         ray.init(address=cluster.address, log_to_driver=False)
         cluster.wait_for_nodes(timeout=120)
         return cluster
