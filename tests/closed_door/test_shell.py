@@ -93,7 +93,7 @@ def test_a_text_of_a_spec_is_refused_or_travels_as_it_is(path: tuple[str, ...], 
         assert parse_spec(travelled.decode(), where="x", base=tmp_path).spec == spec
 
 
-@pytest.mark.parametrize("text", shell_texts(MARK))
+@pytest.mark.parametrize("text", shell_texts(MARK), ids=[f"text {i}" for i in range(len(shell_texts(MARK)))])
 def test_what_is_set_on_the_command_line_arrives_word_for_word(text: str, tmp_path: Path) -> None:
     """As Ray does: the entrypoint is given to a shell."""
     program = tmp_path / "python"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fake_group
@@ -189,3 +191,14 @@ def test_no_process_and_no_placement_group_stays_behind() -> None:
 def left_behind() -> tuple[list[Any], float]:
     """Return the placement groups that are there, and how much of what bounds the trials' processes is free."""
     return placement_groups(), ray.available_resources()[f"node:{ray.util.get_node_ip_address()}"]
+
+
+def test_a_search_that_is_over_takes_away_what_a_killed_driver_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "tltrain-tune-left"
+    left.mkdir()
+    (left / ".held").touch()
+    assert run_tune(sweep_spec(), None) == []
+    assert list(tmp_path.iterdir()) == []

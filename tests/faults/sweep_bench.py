@@ -169,7 +169,7 @@ class Bench:
         self.seconds[setting.name] = time.monotonic() - began
         self._calls[setting.name] = counted_calls(self._machine.folder)
         problems = [*whole(sweep.run, sweep.spec), *left_over(sweep.run), *self._machine.problems()]
-        assert problems == []
+        assert not problems, f"a clean sweep: {problems}, see {sweep.log}"
         return sweep
 
     @property

@@ -110,16 +110,19 @@ class _LaneWorker:
         rows, errors = self._lanes.train_epoch(lanes, epoch)
         if self._group.broadcast(time.monotonic() - self._saved_at > SAVE_INTERVAL_S):
             going_on = [row["lane"] for row in rows if not row["is_last"]]
-            names = self._lanes.save(going_on, epoch + 1)
+            saved = self._saved(going_on, epoch + 1)
             self._tell("complete", rows, errors)
-            self._tell("complete_save", names, {})
+            self._tell("complete_save", *saved)
             self._saved_at = time.monotonic()
         else:
             self._tell("complete", rows, errors)
 
     def _save(self, lanes: list[str], epoch: int) -> None:
-        names = self._lanes.save(lanes, epoch)
-        self._tell("complete_save", names, {trial: self._lanes.fingerprint(trial) for trial in lanes})
+        self._tell("complete_save", *self._saved(lanes, epoch))
+
+    def _saved(self, lanes: list[str], epoch: int) -> tuple[dict[str, str], dict[str, str]]:
+        """Save lanes; return the names of their states, and the sha256 of their weights, which a clone may be built of."""
+        return self._lanes.save(lanes, epoch), {trial: self._lanes.fingerprint(trial) for trial in lanes}
 
     def _finish(self, work: Work) -> None:
         ticket = work.added[0]

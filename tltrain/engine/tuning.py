@@ -80,13 +80,9 @@ def run_tune(
     scheduler = make_scheduler(spec, broker)
     searcher = make_searcher(spec, trials, earlier) if spec.sweep.search == "optuna" else None
     num_trials = len(trials) + (num_proposals if searcher else 0)
-    if num_trials == 0:
-        return []
-    with (
-        quiet(),
-        _seeded(spec.seed),
-        scratch_folder("tltrain-tune-") as folder,
-    ):
+    with quiet(), _seeded(spec.seed), scratch_folder("tltrain-tune-") as folder:
+        if num_trials == 0:
+            return []
         # Nothing waits for the trials of a plain search: their lanes train without them.
         is_plain = spec.sweep.scheduler == "fifo" and searcher is None
         processes = 1 if is_plain else min(num_trials, PROCESSES_PER_GROUP * num_groups)
