@@ -71,7 +71,7 @@ ANSWERS = {
     "no form": (("POST", "/predict", png()), {"content_type": FORM}, 400, "cannot be read"),
     "text": (("POST", "/predict", b"hello"), {}, 422, "cannot be decoded"),
     "half an image": (("POST", "/predict", png(90, 90)[:120]), {}, 422, "cannot be decoded"),
-    "a bomb": (("POST", "/predict", png(200, 200)), {}, 422, "200 x 200 pixels are more than the 10000 allowed"),
+    "a bomb": (("POST", "/predict", png(200, 200)), {}, 422, "200 x 200 pixels are more than the 10,000 allowed"),
     "announced too large": (("POST", "/predict", b"x"), {"content_length": "50001"}, 413, "larger than 50,000 bytes"),
     "too large": (("POST", "/predict", b"x" * 500_000), {}, 413, "larger than 50,000 bytes"),
     "a wrong method": (("GET", "/predict"), {}, 405, "takes POST"),

@@ -113,7 +113,8 @@ def _read(location: Location, data: DataSpec, key: str) -> pa.Table:
         if location.name.lower().endswith(PARQUET_SUFFIXES):
             return _read_parquet(location, data, key)
         return _read_arrow(location, data, key)
-    except (pa.ArrowException, csv.Error) as error:
+    # Types that other packages have registered with Arrow (Ray does) raise whatever they stumble over.
+    except (pa.ArrowException, csv.Error, AttributeError, TypeError) as error:
         what = f"{location} cannot be read as its suffix says: {error}"
         raise DataError(Problem(what, "Check that the file is whole and of that format", key=key)) from error
 
