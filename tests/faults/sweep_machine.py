@@ -23,6 +23,8 @@ LIMIT_S = 240.0
 """After which a sweep of seconds counts as hung."""
 LEFT_WITHIN_S = 30.0
 """How long what a sweep has used may take to be gone."""
+RAYS_ACTORS = ("TrainStateActor", "AutoscalingCoordinator")
+"""In the names of actors that Ray keeps for as long as the cluster lives."""
 POLL_S = 0.05
 OPEN = {"RAY_AUTH_MODE": "disabled"}
 """Nodes that are started like those of Ray's own tests know no token."""
@@ -117,7 +119,7 @@ class Machine:
         ]
 
     def _is_clusters(self, process: Process) -> bool:
-        return self.cluster is not None and any(word in process.command for word in RAYS_OWN)
+        return self.cluster is not None and any(word in process.command for word in (*RAYS_OWN, *RAYS_ACTORS))
 
     def _temporary_files(self) -> list[str]:
         names = sorted(path.name for path in self.temporary.iterdir() if path.name != "ray")
@@ -125,7 +127,8 @@ class Machine:
 
     def _actors(self) -> list[str]:
         actors: Any = self._state().actor_table(None)
-        return [f"actor {each['ActorClassName']} is left" for each in actors.values() if each["State"] != "DEAD"]
+        names = [each["ActorClassName"] for each in actors.values() if each["State"] != "DEAD"]
+        return [f"actor {name} is left" for name in names if not any(word in name for word in RAYS_ACTORS)]
 
     def _placement_groups(self) -> list[str]:
         groups: Any = self._state().placement_group_table()

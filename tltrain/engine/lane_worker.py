@@ -121,7 +121,7 @@ class _LaneWorker:
         self._tell("complete_save", *self._saved(lanes, epoch))
 
     def _saved(self, lanes: list[str], epoch: int) -> tuple[dict[str, str], dict[str, str]]:
-        """Save lanes; return the names of their states, and the sha256 of their weights, which a clone may be built of."""
+        """Save lanes; return the names of their states, and the sha256 of their weights for what is cloned of them."""
         return self._lanes.save(lanes, epoch), {trial: self._lanes.fingerprint(trial) for trial in lanes}
 
     def _finish(self, work: Work) -> None:
