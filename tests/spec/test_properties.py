@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tltrain.errors import Problem, SpecError
@@ -89,6 +89,7 @@ def test_any_text_survives_yaml(text: str) -> None:
     st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=2),
     st.dictionaries(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8), st.just(1.5)),
 )
+@example(rate=1.0, betas=[0.0, 0.0], weights={":0": 1.5})
 def test_any_valid_spec_survives_yaml(rate: float, betas: list[float], weights: dict[str, float]) -> None:
     sets = (
         f"optim.learning_rate={scalar(rate)}",

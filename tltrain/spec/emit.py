@@ -38,7 +38,7 @@ def annotated_yaml(spec: Spec, comments: Mapping[str, str]) -> str:
 def scalar(value: Any) -> str:
     """One value in YAML's flow form; it reads back as the same value and shows no raw control characters."""
     if isinstance(value, str):
-        is_plain = set(value) <= _PLAIN and not value.endswith(":") and value[:1] not in ("-", "@")
+        is_plain = set(value) <= _PLAIN and not value.endswith(":") and value[:1] not in ("-", "@", ":")
         return value if is_plain and value and _stays_text(value) else _quoted(value)
     if isinstance(value, list):
         return f"[{', '.join(scalar(item) for item in value)}]"
