@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tltrain.data import shared_memory
-from tltrain.data.shared_memory import dead_loaders_named, within_shared_memory
+from tltrain.data.shared_memory import cut_connections_named, dead_loaders_named, within_shared_memory
 from tltrain.errors import LostError
 
 BATCH = 100_000
@@ -68,3 +68,14 @@ def test_the_death_of_a_loader_process_says_what_to_do(torch_says: str, we_say: 
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="something else"), dead_loaders_named():
         raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_connection_that_breaks_before_the_death_is_known_says_the_same(error: Exception) -> None:
+    with pytest.raises(LostError, match=r"has died while it sent a batch\..*lower data"), cut_connections_named():
+        raise error
+
+
+def test_what_a_loader_process_stumbled_over_itself_passes() -> None:
+    with pytest.raises(ConnectionResetError), cut_connections_named():
+        raise ConnectionResetError("Caught ConnectionResetError in DataLoader worker process 0.")

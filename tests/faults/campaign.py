@@ -29,6 +29,7 @@ from campaign_table import insert, table
 from injector import ACTIONS, AFTER, BEFORE, INTERRUPT, TERMINATE, Fault, count_calls
 from tiny import tiny_spec
 
+from tltrain.lease import LEASE_FILE, hold
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.distributed import Group
@@ -129,7 +130,8 @@ def broken_run(
     spec, outcome = _spec(setting, folder, f"broken-{time.monotonic_ns()}"), Outcome(setting.name, fault)
     outcome.problems += break_run(setting.world_size, train, spec, fault)
     began = time.monotonic()
-    ranks.run(setting.world_size, resume or train, spec)
+    with hold(RunFolder.at(spec.storage, spec.name).folder):  # as the program does, which clears what was half written
+        ranks.run(setting.world_size, resume or train, spec)
     outcome.recovery_s = time.monotonic() - began
     outcome.problems += [*_differences(clean, spec, fault), *_processes_left()]
     return outcome
@@ -153,7 +155,7 @@ def _train_counting(group: Group, spec: Spec) -> Counter[str]:
 def _files(spec: Spec) -> dict[str, str]:
     """Return path -> sha256 of all that a run left, but for files with times in them."""
     root = Path(spec.storage) / spec.name
-    paths = (path for path in sorted(root.rglob("*")) if path.is_file())
+    paths = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != LEASE_FILE)
     return {str(path.relative_to(root)): _digest(path) for path in paths}
 
 

@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ PLACES = {
 }
 """Place -> `module:function` as it is looked up when it is called."""
 
+PROGRESS_THREAD = "progress"
 BEFORE, AFTER = "before", "after"
 KILL, FULL, TERMINATE, INTERRUPT, STOP = "SIGKILL", "disk full", "SIGTERM", "SIGINT", "SIGSTOP"
 ACTIONS = (KILL, FULL, TERMINATE, INTERRUPT, STOP)
@@ -92,7 +94,10 @@ def _act(fault: Fault) -> None:
 
 
 def intercept(place: str, around: Callable[[Callable[[], Any]], Any]) -> None:
-    """Let `around` decide on every call of the function at `place`; it is given the call to make."""
+    """Let `around` decide on every call of the function at `place`; it is given the call to make.
+
+    The thread that writes progress is left alone: how often it writes depends on the time that training takes.
+    """
     module, _, path = PLACES[place].partition(":")
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -100,6 +105,8 @@ def intercept(place: str, around: Callable[[Callable[[], Any]], Any]) -> None:
 
     @functools.wraps(original)
     def intercepted(*args: Any, **options: Any) -> Any:
+        if threading.current_thread().name == PROGRESS_THREAD:
+            return original(*args, **options)
         return around(lambda: original(*args, **options))
 
     setattr(owner, name, intercepted)

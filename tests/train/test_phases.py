@@ -28,7 +28,7 @@ def test_every_moment_counts_once_and_to_the_innermost_phase() -> None:
     seconds, total = phases.seconds(), time.perf_counter() - began
 
     assert seconds["prefix"] >= 0.2
-    assert 0.04 <= seconds["validation"] <= total - 0.2
+    assert 0.04 <= seconds["validation"] <= total - 0.2 + 0.001  # seconds are rounded to thousandths
     assert sum(seconds.values()) == pytest.approx(total, abs=0.1)
 
 

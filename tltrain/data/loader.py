@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import select
@@ -22,6 +23,7 @@ from tltrain.data.decoded import DecodedImages, is_deterministic
 from tltrain.data.mixing import Mixing, draw, mix
 from tltrain.data.order import eval_positions, global_order, rank_positions, sample_seed, steps_per_epoch
 from tltrain.data.preprocessing import Preprocessing
+from tltrain.data.shared_memory import cut_connections_named
 from tltrain.data.transforms import Transform, evaluation_transform, training_transform
 from tltrain.environment import num_cores
 from tltrain.errors import DataError, Problem
@@ -276,12 +278,14 @@ def _batches(
 ) -> Iterator[Batch]:
     marked = requests if decoded is None else _marked(requests, decoded)
     fork_safe = split.source.fork_safe
-    for batch in open_loader(reader, marked, fork_safe, seed=seed, num_workers=num_workers, pin_memory=pin_memory):
-        if isinstance(batch, DataError):
-            raise batch
-        if decoded is not None:
-            decoded.filled[batch.ids.numpy()] = True
-        yield batch
+    loader = open_loader(reader, marked, fork_safe, seed=seed, num_workers=num_workers, pin_memory=pin_memory)
+    with cut_connections_named() if num_workers else contextlib.nullcontext():
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            if decoded is not None:
+                decoded.filled[batch.ids.numpy()] = True
+            yield batch
 
 
 def open_loader(

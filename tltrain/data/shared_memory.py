@@ -14,6 +14,9 @@ from tltrain.errors import LostError
 SHARED_MEMORY = Path("/dev/shm")
 BATCHES_OF_EACH = 3
 """Batches that each loader process has in shared memory: two that were asked for ahead, and one that is used."""
+_CAUGHT = "Caught "
+_FULL = "The system does so when memory is full: lower data.num_loader_workers"
+_AGAIN = "The same command goes on from the newest checkpoint"
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
 _BUS_ERROR = "Bus error"
 
@@ -52,6 +55,21 @@ def dead_loaders_named() -> Iterator[None]:
         if by == _BUS_ERROR:
             why = f"shared memory ({SHARED_MEMORY}) is full: give it more (docker run --shm-size=2g)"
         else:
-            why = "The system does so when memory is full: lower data.num_loader_workers"
-        action = f"{why}. The same command goes on from the newest checkpoint"
+            why = _FULL
+        action = f"{why}. {_AGAIN}"
         raise LostError(f"the loader process {pids} {how}", action) from error
+
+
+@contextlib.contextmanager
+def cut_connections_named() -> Iterator[None]:
+    """Raise LostError, for a `with` block around a loader with processes, where one has died while it sent a batch.
+
+    The connection breaks before the system tells torch of the death. What a loader process itself stumbled over comes
+    with torch's own word of that, and is left as it is.
+    """
+    try:
+        yield
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if str(error).startswith(_CAUGHT):
+            raise
+        raise LostError("the loader process has died while it sent a batch", f"{_FULL}. {_AGAIN}") from error

@@ -51,7 +51,7 @@ def fine_tune(
     """
     configure_torch(spec)
     session = Session(spec, run, group, report, store, wished)
-    with contextlib.closing(session.meter), dead_loaders_named():
+    with dead_loaders_named(), contextlib.closing(session.meter):  # torch may tell of a death at any time
         resumed = session.resume()
         before = session.pretrained_fingerprint()
         session.train(resumed)
