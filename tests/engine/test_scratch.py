@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tltrain.engine import scratch
 from tltrain.engine.scratch import scratch_folder
 
 PREFIX = "scratch-"
@@ -62,3 +64,16 @@ def test_one_that_a_killed_process_left_goes_when_the_next_is_made_and_one_in_us
                 used.name,
                 Path(mine).name,
             }
+
+
+@pytest.mark.parametrize(("socket", "is_moved"), [("s" * 20, False), ("s" * 100, True), ("", False)])
+def test_where_paths_of_sockets_would_be_too_long_it_is_in_a_shorter_place_and_that_is_said(
+    temporary: Path, socket: str, is_moved: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = temporary / "short"
+    short.mkdir()
+    monkeypatch.setattr(scratch, "_SHORT", str(short))
+    monkeypatch.setattr(scratch, "_SOCKET_PATH", len(str(temporary)) + 60)
+    with caplog.at_level(logging.INFO), scratch_folder(PREFIX, sockets=socket) as folder:
+        assert Path(folder).parent == (short if is_moved else temporary)
+    assert is_moved == (f"{temporary} is too long" in caplog.text)

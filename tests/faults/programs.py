@@ -61,12 +61,17 @@ class Program:
     def run(self) -> RunFolder:
         return RunFolder.at(self.spec.storage, self.spec.name)
 
-    def start(self, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        """Start the program in a session of its own, by torchrun where `launcher` gives its options."""
+    def start(
+        self, *options: str, launcher: tuple[str, ...] = (), on: tuple[str, ...] = (), **settings: str
+    ) -> subprocess.Popen[str]:
+        """Start the program in a session of its own, by torchrun where `launcher` gives its options.
+
+        on: a program and its options that runs it elsewhere. settings: more environment variables.
+        """
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment = own | {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"}
+        environment = own | {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"} | settings
         by = ["-m", "torch.distributed.run", *launcher] if launcher else []
-        command = [sys.executable, *by, "-m", "tltrain.run", str(self.path), *options]
+        command = [*on, sys.executable, *by, "-m", "tltrain.run", str(self.path), *options]
         files = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command, cwd=self.folder, env=environment, start_new_session=True, **files)  # pyright: ignore
 

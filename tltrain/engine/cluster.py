@@ -25,6 +25,7 @@ from tltrain.spec.schema import ResourcesSpec
 
 logger = logging.getLogger(__name__)
 
+LONGEST_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 RETURN_S = 60.0
 """Seconds that a lost node has to come back where `resources.wait_s` gives it fewer."""
 
@@ -92,7 +93,7 @@ def private_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for name, value in {**ENVIRONMENT, **PRIVATE_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
-    with scratch_folder("tltrain-ray-") as folder, _on_loopback():
+    with scratch_folder("tltrain-ray-", sockets=LONGEST_SOCKET) as folder, _on_loopback():
         try:
             ray.init(
                 address="local",

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _HELD = ".held"
+_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
+"""Bytes that the path of a socket may have."""
+_RANDOM = 8
+"""Letters that `tempfile` adds to a name."""
+_SHORT = "/tmp"
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def scratch_folder(prefix: str) -> Iterator[str]:
+def scratch_folder(prefix: str, *, sockets: str = "") -> Iterator[str]:
     """Yield a new folder for temporary files, whose name begins with `prefix`; it is deleted with what is in it.
 
-    Folders of the same prefix that this user's processes have left by dying are deleted as well.
+    Folders of the same prefix that this user's processes have left by dying are deleted as well. sockets: the longest
+    path below the folder that a socket will have; where TMPDIR is too long for it, the folder is in /tmp, and the log
+    says so.
     """
-    _delete_abandoned(prefix)
-    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+    parent = _parent(len(f"/{prefix}") + _RANDOM + len(f"/{sockets}")) if sockets else tempfile.gettempdir()
+    _delete_abandoned(parent, prefix)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
         held = os.open(Path(folder, _HELD), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(held, fcntl.LOCK_EX)  # ends with the process, however that ends
         try:
@@ -29,8 +41,17 @@ def scratch_folder(prefix: str) -> Iterator[str]:
             os.close(held)
 
 
-def _delete_abandoned(prefix: str) -> None:
-    for entry in os.scandir(tempfile.gettempdir()):
+def _parent(needed: int) -> str:
+    """Return the folder for temporary files, or a shorter one where `needed` more bytes would be too many."""
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) + needed <= _SOCKET_PATH or not os.access(_SHORT, os.W_OK):
+        return usual
+    logger.info("%s is too long for the paths of Ray's sockets; they are in %s", usual, _SHORT)
+    return _SHORT
+
+
+def _delete_abandoned(parent: str, prefix: str) -> None:
+    for entry in os.scandir(parent):
         is_own = entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)
         if is_own and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
             _delete_if_abandoned(Path(entry.path))
