@@ -24,8 +24,9 @@ quickstart: $(INSTALLED) ## install, then run the sweep in jobs/quickstart.yaml
 test: $(INSTALLED_DEV) ## install the tools for development, then run all tests but the slow ones in two processes
 	$(BIN)/pytest -m 'not slow' -n 2 --dist worksteal
 
-faults: $(INSTALLED_DEV) ## kill training at 200 random places and compare with runs that were left alone
+faults: $(INSTALLED_DEV) ## break training at 200 random places and sweeps at 75, and compare with what was left alone
 	$(BIN)/python tests/faults/campaign.py --faults 200 --table docs/reliability.md
+	$(BIN)/python tests/faults/sweeps.py --faults 75 --table docs/reliability.md
 
 fuzz: $(INSTALLED_DEV) ## feed the readers of specs, --set values and images for 10 minutes each (atheris, Linux)
 	$(BIN)/python -m pip install -e '.[fuzz]'

@@ -108,14 +108,21 @@ def test_each_trial_has_a_folder_with_its_hyperparameters(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_in_a_bucket_the_files_appear_at_the_end(s3_uri: str) -> None:
+def test_in_a_bucket_what_was_told_outlives_the_process_and_nothing_stays_here(s3_uri: str, tmp_path: Path) -> None:
     spec = spec_in(Path("unused"), storage=s3_uri)
     run = begin_run(spec)
     run.record_metrics([row("lane-0", 1)])
+    mirror(spec, run).update()  # and is killed
+    run.record_metrics([row("lane-0", 2)])
     finish_run(run)
-    mirror(spec, run).end("finished")
-    (name,) = Folder.open(run.uri).child("tensorboard").names()
-    assert "tfevents" in name
+    last = mirror(spec, run)
+    last.end("finished")
+    bucket = Folder.open(run.uri).child("tensorboard")
+    for name in bucket.names():
+        (tmp_path / name).write_bytes(bucket.read_bytes(name))
+    assert scalars_in(tmp_path)["train/loss"] == pytest.approx({10: 2.0, 20: 1.0})
+    assert isinstance(last._tracker, TensorBoard)
+    assert not last._tracker._root.exists()
 
 
 @pytest.mark.slow

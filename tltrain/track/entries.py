@@ -61,6 +61,10 @@ class Tracker(Protocol):
         """Add a copy of a file, in `folder` of the entry."""
         ...
 
+    def keep(self) -> None:
+        """Make sure that all that was logged so far is there if this process dies now."""
+        ...
+
     def end(self, id: str, state: str) -> None:
         """The run or trial has ended: `finished`, `stopped`, `failed` or `interrupted`."""
         ...

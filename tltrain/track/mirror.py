@@ -40,6 +40,7 @@ class Mirror:
                 self._end(trial, entry["state"])
                 news = True
         if news:
+            self._tracker.keep()
             self._write_notes()
 
     def end(self, state: str) -> None:

@@ -90,6 +90,9 @@ class Mlflow:
         """Upload an artifact."""
         self._client.log_artifact(id, str(path), folder or None)
 
+    def keep(self) -> None:
+        """The server has it."""
+
     def end(self, id: str, state: str) -> None:
         """Set the run's status."""
         self._client.set_terminated(id, STATES[state])

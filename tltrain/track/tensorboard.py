@@ -18,7 +18,7 @@ FOLDER = "tensorboard"
 class TensorBoard:
     """Writes event files through tensorboardX, which Ray Tune brings along. Raises ImportError without it.
 
-    In a storage that is no local disk they appear at the end: event files grow, and objects there do not.
+    In a storage that is no local disk each file is put anew after it has grown: objects there do not grow.
     """
 
     def __init__(self, run: Folder) -> None:
@@ -30,6 +30,8 @@ class TensorBoard:
         self._entries: dict[str, Entry] = {}
         self._writers: dict[str, Any] = {}
         self._last: dict[str, Mapping[str, float]] = {}
+        self._put: dict[Path, int] = {}
+        """File in the temporary folder -> its size when it was put into the storage."""
 
     def begin(self, entry: Entry, known: str | None) -> tuple[str, bool]:
         """The id is the name of a folder in `tensorboard/`, `.` for the run itself."""
@@ -59,6 +61,15 @@ class TensorBoard:
     def add_file(self, id: str, path: Path, folder: str) -> None:
         """Files stand in the run folder already."""
 
+    def keep(self) -> None:
+        """Put the files that have grown where the run folder is."""
+        if self._temporary is None:
+            return
+        for path in sorted(self._temporary.rglob("*tfevents*")):
+            if (size := path.stat().st_size) != self._put.get(path):
+                self._target.child(*path.relative_to(self._temporary).parts[:-1]).write_file(path.name, path)
+                self._put[path] = size
+
     def end(self, id: str, state: str) -> None:
         """Write the parameters and last metrics for the HPARAMS tab, and close the file."""
         writer = self._writers.pop(id, None)
@@ -71,9 +82,7 @@ class TensorBoard:
         writer.close()
 
     def close(self) -> None:
-        """Put the files where the run folder is."""
-        if self._temporary is None:
-            return
-        for path in sorted(self._temporary.rglob("*tfevents*")):
-            self._target.child(*path.relative_to(self._temporary).parts[:-1]).write_file(path.name, path)
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        """Put the files where the run folder is, and delete those that they were written as."""
+        self.keep()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
