@@ -49,10 +49,10 @@ def test_waiting_for_a_batch_counts_and_using_it_does_not() -> None:
 
     phases = Phases(torch.device("cpu"))
     for _ in phases.images(slow()):
-        time.sleep(0.2)
+        time.sleep(0.4)
 
     assert phases.num_decoded == 5
-    assert 0.06 <= phases.seconds()["decode"] < 0.3
+    assert 0.06 <= phases.seconds()["decode"] < 0.8
 
 
 @pytest.mark.gpu
