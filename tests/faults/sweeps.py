@@ -12,7 +12,7 @@ import argparse
 import random
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,28 +39,28 @@ def draw(chance: random.Random, who: str, calls: Calls, seconds: float) -> Sweep
     return SweepFault(who, place, chance.randint(1, calls[where, place]), chance.choice((BEFORE, AFTER)))
 
 
-def run_campaign(num_faults: int, seed: int, folder: Path, who: Sequence[str] = WHO) -> list[Outcome]:
+def run_campaign(num_faults: int, seed: int, folder: Path, who: Sequence[str] = WHO) -> Iterator[Outcome]:
     """Break every setting by every one of `who` in turn, until `num_faults` faults have happened."""
-    chance, outcomes = random.Random(seed), list[Outcome]()
+    chance = random.Random(seed)
     with machine() as here, here.running_cluster():
         bench = Bench(here, folder)
         for number in range(num_faults):
             one, setting = who[number % len(who)], SETTINGS[number // len(who) % len(SETTINGS)]
             fault = draw(chance, one, bench.calls(setting), bench.seconds[setting.name])
             joins = one == NODE or chance.random() >= OWN_SHARE
-            outcomes.append(bench.broken(setting, fault, joins=joins))
-            print(f"{number + 1:>4}  {outcomes[-1]}", flush=True)
-    return outcomes
+            yield bench.broken(setting, fault, joins=joins)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """Return the outcomes by who died, and by the kind of sweep, as Markdown tables."""
+    good = sum(not outcome.problems for outcome in outcomes)
     by_who = view(outcomes, "who dies", lambda outcome: outcome.fault.who)
-    return f"{by_who}\n\n{view(outcomes, 'in a sweep', lambda outcome: outcome.setting)}\n"
+    by_setting = view(outcomes, "in a sweep", lambda outcome: outcome.setting)
+    return f"{good} of {len(outcomes)} sweeps ended as they had to.\n\n{by_who}\n\n{by_setting}\n"
 
 
 def main() -> int:
-    """Run the campaign and write its table; 1 where a sweep did not end as it has to."""
+    """Run the campaign, its table written after each fault; 1 where a sweep did not end as it has to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=75)
     parser.add_argument("--seed", type=int, default=0)
@@ -68,15 +68,17 @@ def main() -> int:
     parser.add_argument("--table", type=Path, help="Markdown page to put the result into, between its marks")
     parser.add_argument("--folder", type=Path, help="where the sweeps and their logs stay; else they are deleted")
     arguments = parser.parse_args()
+    command = f"python tests/faults/sweeps.py --faults {arguments.faults} --seed {arguments.seed}"
+    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="tltrain-sweeps-") as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        outcomes = run_campaign(arguments.faults, arguments.seed, folder, arguments.who or WHO)
-    result = table(outcomes)
-    print(result)
-    if arguments.table:
-        command = f"python tests/faults/sweeps.py --faults {arguments.faults} --seed {arguments.seed}"
-        insert(arguments.table, command, result, "sweeps")
+        for outcome in run_campaign(arguments.faults, arguments.seed, folder, arguments.who or WHO):
+            outcomes.append(outcome)
+            print(f"{len(outcomes):>4}  {outcome}", flush=True)
+            if arguments.table:
+                insert(arguments.table, command, table(outcomes), "sweeps")
+    print(table(outcomes))
     return int(any(outcome.problems for outcome in outcomes))
 
 
