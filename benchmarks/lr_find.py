@@ -53,7 +53,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Time a range test beside one training.")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=16)
     options = parser.parse_args()
     spec = load_spec(SPEC, []).spec
     train_plainly(replace(spec, {"train.epochs": 1}))  # warms up

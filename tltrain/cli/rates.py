@@ -27,7 +27,7 @@ def lr_find(
     rates: Annotated[int, typer.Option("--rates", metavar="N", help="How many rates.")] = 20,
     lowest: Annotated[float, typer.Option("--from", metavar="RATE", help="The lowest rate.")] = 1e-5,
     highest: Annotated[float, typer.Option("--to", metavar="RATE", help="The highest rate.")] = 1.0,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=4, help="Most steps of a rate.")] = 20,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=4, help="Most steps of a rate.")] = 16,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="The page to write, instead of NAME-lr-find.html.")
     ] = None,
