@@ -47,6 +47,12 @@ class Machine:
             machine.run("ip", "link", "set", "lo", "up")
             machine.run("ip", "link", "set", "eth0", "up")
 
+    def lost_packets(self) -> int:
+        """How many packets its queue has dropped."""
+        command = [*self.on, "tc", "-s", "qdisc", "show", "dev", "eth0"]
+        shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return sum(map(int, re.findall(r"dropped (\d+)", shown)))
+
     def end(self) -> None:
         """End the namespace with its cable."""
         self._holder.kill()
@@ -113,6 +119,7 @@ def test_a_network_that_fails_for_a_while_costs_time_and_nothing_else(
     for process in processes:
         returned, shown = ended(process)
         assert returned == 0, shown
+    assert fault is not slow_and_lossy or any(machine.lost_packets() for machine in machines)
     assert (program.digest(), program.rows()) == (alone.digest(), alone.rows())
     assert program.steps(1) == list(range(1, 21)), "no rank was started again"
 
