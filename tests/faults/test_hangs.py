@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import ranks
@@ -63,6 +65,24 @@ def tell_each_other(group: Group) -> bool:
 
 def test_ranks_that_live_are_left_alone() -> None:
     assert ranks.run(2, tell_each_other) == [True, True]
+
+
+def ask_a_store_that_is_cut_off(group: Group) -> str:
+    """Live beside a store that takes questions and never answers; returns what is said of it."""
+    presence.BEAT_S = 0.05
+    said: list[LostError] = []
+    never = threading.Event()
+    cut_off = mock.patch.object(presence._Presence, "_look", side_effect=never.wait)
+    with cut_off, present(group, on_silence=said.append):
+        deadline = time.monotonic() + 30
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return str(said[0]) if said else ""
+
+
+def test_a_store_that_never_answers_is_noticed() -> None:
+    for text in ranks.run(2, ask_a_store_that_is_cut_off):
+        assert "the ranks' store has not answered for" in text
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ SILENT_BEATS = 8
 """Beats of its own after which a rank takes another one for stopped. A machine that slept has missed all alike."""
 _STORE_FAILURES = 3
 _TIMED_OUT = ("Timed out waiting", "collective operation timeout")
+_CUT_OFF = "stopped, or cut off"
 _AGAIN = "Start it again: it goes on from the newest checkpoint"
 _LATE = "Look at what that process does, or raise resources.collective_timeout_s"
 
@@ -82,14 +83,19 @@ class _Presence:
         self._others = {rank: _Other() for rank in range(group.world_size) if rank != group.rank}
         self._has_reported = False
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep_telling, name="presence", daemon=True)
+        self._rounds = 0
+        """How often the store has answered all that it was asked."""
+        tasks = {"presence": self._keep_telling, "presence-store": self._keep_watching}
+        self._threads = [threading.Thread(target=task, name=name, daemon=True) for name, task in tasks.items()]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
         self._ended.set()
-        self._thread.join(3 * BEAT_S)
+        for thread in self._threads:
+            thread.join(3 * BEAT_S)
 
     def late(self) -> str:
         """Name the ranks that have come to fewer collectives than this one."""
@@ -111,13 +117,25 @@ class _Presence:
                 self._tell()
                 silent = self._look()
                 failures = 0
+                self._rounds += 1
             except RuntimeError as error:  # the store does not answer
                 failures += 1
                 _log.debug("no sign could be given: %s", error)
                 silent = f"the ranks' store has not answered {failures} times" if failures >= _STORE_FAILURES else ""
             if silent and not self._ended.is_set():
-                self._report(LostError(f"{silent}: stopped, or cut off", _AGAIN))
+                self._report(LostError(f"{silent}: {_CUT_OFF}", _AGAIN))
             if self._ended.wait(BEAT_S):
+                return
+
+    def _keep_watching(self) -> None:
+        """Notice a store that is cut off: whoever asks it then waits for an answer without a limit."""
+        rounds, silent_beats = 0, 0
+        while not self._ended.wait(BEAT_S):
+            silent_beats = silent_beats + 1 if self._rounds == rounds else 0
+            rounds = self._rounds
+            if silent_beats >= SILENT_BEATS:
+                silent_s = silent_beats * BEAT_S
+                self._report(LostError(f"the ranks' store has not answered for {silent_s:.0f} s: {_CUT_OFF}", _AGAIN))
                 return
 
     def _report(self, error: LostError) -> None:
