@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from docs_text import PAGES, PROJECT_DIR, Command, blocks, commands, commands_of
+from PIL import Image
 from test_docs import covers, not_run
 
 LIMIT_S = 600
@@ -91,6 +92,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, fashion_dir: Path, s3_en
     for part, table, per_class in (("train", "train", 20), ("val", "test", 5), ("test", "test", 10)):
         write_photos(fashion_dir / f"{table}.parquet", folder / "photos" / part, per_class)
     shutil.copy(next((folder / "photos" / "test").rglob("*.png")), folder / "photo.png")
+    (folder / "new").mkdir()
+    Image.open(folder / "photo.png").convert("RGB").save(folder / "new" / "1.jpg")
     put(s3_endpoint, "bucket")
     for photo in (folder / "photos").rglob("*.png"):
         put(s3_endpoint, f"bucket/{photo.relative_to(folder)}", photo.read_bytes())
