@@ -97,6 +97,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, fashion_dir: Path, s3_en
     put(s3_endpoint, "bucket")
     for photo in (folder / "photos").rglob("*.png"):
         put(s3_endpoint, f"bucket/{photo.relative_to(folder)}", photo.read_bytes())
+    put(s3_endpoint, "bucket/fashion-mnist/test.parquet", (fashion_dir / "test.parquet").read_bytes())
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "XDG_"))},
         **{f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("STATE", "DATA", "CONFIG", "CACHE")},
@@ -110,6 +111,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, fashion_dir: Path, s3_en
     }
     made = Workspace(folder, environment)
     made.run("tltrain run jobs/quickstart.yaml")
+    for path in filter(Path.is_file, (folder / "runs" / "quickstart").rglob("*")):
+        put(s3_endpoint, f"bucket/{path.relative_to(folder)}", path.read_bytes())
     made.run("tltrain run jobs/fashion-lite0.yaml")
     low = "--set name=fashion-low-rate --set optim.learning_rate=1e-4 --set train.epochs=1"
     made.run(f"tltrain run --local jobs/fashion-lite0.yaml {low}")
