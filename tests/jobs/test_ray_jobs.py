@@ -83,7 +83,7 @@ def test_no_available_agent_after_a_head_start_is_tried_again_until_the_deadline
     with pytest.raises(NoAnswerError, match="No available agent"):
         RayJobs(home.fake.endpoint).submit(REQUEST, deadline_s=1.0)
 
-    assert 0.3 < time.monotonic() - began < 10
+    assert 0.3 < time.monotonic() - began < 2.0
     assert home.fake.accepted == {}
 
 

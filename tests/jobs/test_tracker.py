@@ -171,7 +171,7 @@ def test_refresh_of_a_cluster_that_hangs_takes_no_longer_than_its_timeout(home: 
         began = time.monotonic()
         silent = refresh(ledger, [job], timeout_s=0.3)[0].latest
 
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 1.0
     assert silent.state is State.STARTING
     assert "no answer" in silent.reason
 
