@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .common import FREEZE_DEPTH
+
 TABLES = {"A": "table.json", "B": "table.json", "D": "table.json", "E": "trials.parquet"}
 """What an arm writes when all trials are done and ranked."""
 LOSSES = ("train_loss", "val_loss")
 # High rates make chaos of rounding: two trials of D itself that differ in the number of threads, or in the order in
 # which one layer sums its gradient, end up to 1e-2 and 7e-2 apart (depth 7, rates 0.03 and 0.1). Most losses stay.
+# Where everything trains they all move, so plain torch written in another way says how far they move by themselves.
 APART = 1e-2
 APART_BY_ROUNDING = 0.25
-"""The most that the share of such trials may be."""
+"""The most that the share of such trials may be, or AS_PLAIN times what it is between two arms of plain torch."""
+AS_PLAIN = 3.0
 BEST_BY_ROUNDING = 0.01
 
 
@@ -55,8 +59,8 @@ def read_trials(arm: str, run_dir: Path) -> list[Trial]:
 class Difference:
     """How far an arm is from the reference."""
 
-    median: float
-    """The median of the losses' relative differences."""
+    medians: dict[str, float]
+    """The medians of the losses' relative differences, by freeze depth."""
     largest: float
     """The largest of them."""
     where: str
@@ -65,10 +69,15 @@ class Difference:
     lost_by_choice: float
     """By how much the reference's accuracy of the arm's best trial is below that of the reference's best trial."""
 
-    def is_within(self, tolerance: float, *, may_stop_early: bool) -> bool:
-        """Whether rounding may explain the differences: `tolerance` is for their median."""
-        chosen_well = may_stop_early or self.lost_by_choice <= BEST_BY_ROUNDING
-        return self.median <= tolerance and self.apart <= APART_BY_ROUNDING and chosen_well
+    def is_within(self, tolerance: float, plain: Difference | None, *, may_stop_early: bool) -> bool:
+        """Whether rounding may explain the differences.
+
+        tolerance: for the medians. plain: how far another arm of plain torch is from the reference, if that is known.
+        """
+        medians, apart, lost = (plain.medians, plain.apart, plain.lost_by_choice) if plain else ({}, 0.0, 0.0)
+        near = all(found <= max(tolerance, AS_PLAIN * medians.get(depth, 0.0)) for depth, found in self.medians.items())
+        few = self.apart <= max(APART_BY_ROUNDING, AS_PLAIN * apart)
+        return near and few and (may_stop_early or self.lost_by_choice <= max(BEST_BY_ROUNDING, lost))
 
 
 def compare(trials: Sequence[Trial], reference: Sequence[Trial], *, may_stop_early: bool) -> Difference:
@@ -77,6 +86,7 @@ def compare(trials: Sequence[Trial], reference: Sequence[Trial], *, may_stop_ear
     if len(by_key) != len(trials) or by_key.keys() != {trial.key for trial in reference}:
         sys.exit(f"the trials are not those of the grid: {sorted(by_key)}")
     found: list[tuple[float, str]] = []
+    by_depth: dict[str, list[float]] = {}
     apart: set[str] = set()
     for expected in reference:
         curve = by_key[expected.key].curve
@@ -86,11 +96,13 @@ def compare(trials: Sequence[Trial], reference: Sequence[Trial], *, may_stop_ear
             for name in LOSSES:
                 where = f"{expected.key}, epoch {row['epoch']:.0f}, {name}"
                 found.append((_relative(row[name], wanted[name]), where))
+                by_depth.setdefault(str(expected.values[FREEZE_DEPTH]), []).append(found[-1][0])
                 if found[-1][0] > APART:
                     apart.add(expected.key)
     scores = {trial.key: trial.score[0] for trial in reference}
     lost = max(scores.values()) - scores[max(trials, key=_score).key]
-    return Difference(statistics.median(value for value, _ in found), *max(found), len(apart) / len(reference), lost)
+    medians = {depth: statistics.median(values) for depth, values in by_depth.items()}
+    return Difference(medians, *max(found), len(apart) / len(reference), lost)
 
 
 def _relative(loss: float | None, wanted: float) -> float:

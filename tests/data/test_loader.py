@@ -86,6 +86,8 @@ def test_shapes_types_and_labels(split: Split) -> None:
     assert batch.labels.tolist() == [split.labels[i] for i in batch.ids.tolist()]
     assert torch.equal(batch.labels, batch.partner_labels)
     assert batch.to("cpu").images.shape == batch.images.shape
+    moved = batch.to("meta")
+    assert [moved.images.device.type, moved.labels.device.type, moved.ids.device.type] == ["meta", "meta", "cpu"]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

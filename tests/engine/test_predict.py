@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +34,13 @@ def test_ray_data_predicts_what_this_process_predicts(tmp_path: Path, monkeypatc
     model = open_model(place)
     asked: list[int] = []
 
-    def on_ray(requests: list[np.ndarray]) -> Iterator[Classified]:
-        for batch in classify_on_ray(place, images.source, requests, batch_size=8, workers=1):
-            asked.extend([*batch.positions.tolist(), *batch.bad])
-            yield batch
-            if len(asked) < 45 and cut:
-                raise KeyboardInterrupt
+    def on_ray(requests: list[np.ndarray]) -> Generator[Classified, None, None]:
+        with closing(classify_on_ray(place, images.source, requests, batch_size=8, workers=1)) as batches:
+            for batch in batches:
+                asked.extend([*batch.positions.tolist(), *batch.bad])
+                yield batch
+                if len(asked) < 45 and cut:
+                    raise KeyboardInterrupt
 
     def write(name: str, how: object) -> None:
         file = PredictionFile(str(tmp_path / name))

@@ -8,7 +8,6 @@ Every fault is drawn from a seed, so that a run of this program can be repeated.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import random
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ranks
 from breaking import break_run
-from campaign_table import insert, table
+from campaign_table import insert, keep, kept, table
 from injector import ACTIONS, AFTER, BEFORE, INTERRUPT, TERMINATE, Fault, count_calls
 from tiny import tiny_spec
 
@@ -199,7 +198,7 @@ def _processes_left(within_s: float = 10.0) -> list[str]:
 def run_campaign(num_faults: int, seed: int, record: Path | None = None) -> list[Outcome]:
     """Break every setting in turn until `num_faults` faults have happened; those in `record` have happened before."""
     chance = random.Random(seed)
-    outcomes = _recorded(record)
+    outcomes: list[Outcome] = kept(record, Outcome, Fault)
     with tempfile.TemporaryDirectory(prefix="tltrain-faults-") as folder:
         cleans = [clean_run(setting, Path(folder) / str(index)) for index, setting in enumerate(SETTINGS)]
         for number in range(num_faults):
@@ -210,20 +209,10 @@ def run_campaign(num_faults: int, seed: int, record: Path | None = None) -> list
                 assert outcomes[number].fault == fault, "the record is of another campaign"
                 continue
             outcomes.append(broken_run(setting, Path(folder) / str(index), clean, fault))
-            if record is not None:
-                with record.open("a") as file:
-                    file.write(json.dumps(dataclasses.asdict(outcomes[-1])) + "\n")
+            keep(outcomes[-1], record)
             verdict = "; ".join(outcomes[-1].problems) or f"equal, {outcomes[-1].recovery_s:.1f} s"
             print(f"{number + 1:>4}  {setting.name}: {fault}: {verdict}", flush=True)
     return outcomes
-
-
-def _recorded(record: Path | None) -> list[Outcome]:
-    """Return the outcomes that an earlier start of the same campaign has written down."""
-    if record is None or not record.exists():
-        return []
-    rows = [json.loads(line) for line in record.read_text().splitlines()]
-    return [Outcome(**{**row, "fault": Fault(**row["fault"])}) for row in rows]
 
 
 def main() -> int:

@@ -1,12 +1,29 @@
-"""What came of a campaign as Markdown, and its place in a page."""
+"""What came of a campaign: kept as it comes, and as Markdown in its place in a page."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+
+def keep(outcome: Any, record: Path | None) -> None:
+    """Add an outcome to the file `record`, so that a campaign can go on after it."""
+    if record is not None:
+        with record.open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+
+
+def kept(record: Path | None, outcome: type, fault: type) -> list[Any]:
+    """Return the outcomes that an earlier start of the same campaign has kept in `record`."""
+    if record is None or not record.exists():
+        return []
+    rows = [json.loads(line) for line in record.read_text().splitlines()]
+    return [outcome(**{**row, "fault": fault(**row["fault"])}) for row in rows]
 
 
 def table(outcomes: Sequence[Any]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from campaign_table import insert, view
+from campaign_table import insert, keep, kept, view
 from injector import AFTER, BEFORE
 from sweep_bench import SETTINGS, Bench, Outcome
 from sweep_injector import AT_RANDOM, BROKER, DRIVER, NODE, TRIAL, WORKER, Calls, SweepFault
@@ -39,12 +39,14 @@ def draw(chance: random.Random, who: str, calls: Calls, seconds: float) -> Sweep
     return SweepFault(who, place, chance.randint(1, calls[where, place]), chance.choice((BEFORE, AFTER)))
 
 
-def run_campaign(num_faults: int, seed: int, folder: Path, who: Sequence[str] = WHO) -> Iterator[Outcome]:
-    """Break every setting by every one of `who` in turn, until `num_faults` faults have happened."""
-    chance = random.Random(seed)
+def run_campaign(
+    num_faults: int, seed: int, folder: Path, who: Sequence[str] = WHO, *, first: int = 0
+) -> Iterator[Outcome]:
+    """Break every setting by every one of `who` in turn, from fault number `first` up to `num_faults`."""
     with machine() as here, here.running_cluster():
         bench = Bench(here, folder)
-        for number in range(num_faults):
+        for number in range(first, num_faults):
+            chance = random.Random(f"{seed}/{number}")
             one, setting = who[number % len(who)], SETTINGS[number // len(who) % len(SETTINGS)]
             fault = draw(chance, one, bench.calls(setting), bench.seconds[setting.name])
             joins = one == NODE or chance.random() >= OWN_SHARE
@@ -66,15 +68,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--who", choices=WHO, action="append", help="who dies; may be given several times")
     parser.add_argument("--table", type=Path, help="Markdown page to put the result into, between its marks")
+    parser.add_argument("--record", type=Path, help="file to write outcomes into as they come, and to go on from")
     parser.add_argument("--folder", type=Path, help="where the sweeps and their logs stay; else they are deleted")
     arguments = parser.parse_args()
     command = f"python tests/faults/sweeps.py --faults {arguments.faults} --seed {arguments.seed}"
-    outcomes: list[Outcome] = []
+    outcomes: list[Outcome] = kept(arguments.record, Outcome, SweepFault)
     with tempfile.TemporaryDirectory(prefix="tltrain-sweeps-") as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        for outcome in run_campaign(arguments.faults, arguments.seed, folder, arguments.who or WHO):
+        who, first = arguments.who or WHO, len(outcomes)
+        for outcome in run_campaign(arguments.faults, arguments.seed, folder, who, first=first):
             outcomes.append(outcome)
+            keep(outcome, arguments.record)
             print(f"{len(outcomes):>4}  {outcome}", flush=True)
             if arguments.table:
                 insert(arguments.table, command, table(outcomes), "sweeps")

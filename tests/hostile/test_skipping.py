@@ -105,6 +105,28 @@ def test_a_run_ends_well_without_the_bad_images_and_says_what_it_left_out(
     assert model(digits_spec(tmp_path)) == model(digits_spec(clean, name="clean"))
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_lanes_of_a_sweep_on_ray_train_without_them(tmp_path: Path, clean: Path) -> None:
+    write_digits(tmp_path, bad=True)
+    space = {"optim.learning_rate": {"grid": [0.01, 0.05]}, "model.freeze_depth": {"grid": [2, "all"]}}
+    found = []
+    for root in (clean, tmp_path):
+        spec = digits_spec(root, {"sweep": {"space": space}}, name="sweep")
+        path = root / "sweep.yaml"
+        path.write_text(dump_yaml(spec))
+        assert far_side.execute(load_spec(path), local=False) == 0
+        run = RunFolder.at(spec.storage, spec.name)
+        losses = [(row["lane"], row["epoch"], row["train_loss"], row["val_loss"]) for row in run.metrics()]
+        weights = RunFolder.open(f"{run.uri}/winner").model.read_bytes("model.safetensors")
+        found.append((sorted(losses), weights))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 4 * 2
+    train, _ = run.read_json(skipped.FILE)["sources"]
+    assert (train["images"], len(train["skipped"]), run.state()["num_skipped"]) == (NUM_TRAIN + 11, 11, 11)
+
+
 @pytest.mark.slow
 def test_bad_test_images_are_no_part_of_the_result(tmp_path: Path) -> None:
     write_digits(tmp_path, bad=False)

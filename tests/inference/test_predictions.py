@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def predict(
     images, file = open_images(sources), PredictionFile(out)
     asked: list[int] = []
 
-    def here(requests: list[np.ndarray]) -> Iterator[Classified]:
+    def here(requests: list[np.ndarray]) -> Generator[Classified, None, None]:
         for number, batch in enumerate(classify(model, images.source, requests, num_workers=0)):
             if number == cut_after:
                 raise Cut
@@ -146,13 +146,35 @@ def test_an_interrupted_prediction_goes_on_and_equals_one_that_was_not(
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, f"whole-{name}"]
 
 
+def test_who_classifies_is_closed_when_a_prediction_is_cut_short(
+    model: FinishedModel, digits_folder: Path, tmp_path: Path
+) -> None:
+    images = open_images([str(digits_folder / "test.parquet")])
+    closed = False
+
+    def here(requests: list[np.ndarray]) -> Generator[Classified, None, None]:
+        nonlocal closed
+        try:
+            yield from classify(model, images.source, requests, num_workers=0)
+        finally:
+            closed = True
+
+    def report(done: int, kept: int) -> None:
+        if done:
+            raise Cut
+
+    with pytest.raises(Cut) as kept:  # a traceback that is kept holds the frames of all that was called
+        PredictionFile(str(tmp_path / "a.parquet")).write(images, model.classes, "digest", BATCH_SIZE, here, report)
+    assert closed, kept
+
+
 def test_parts_in_any_order_make_the_same_file(model: FinishedModel, digits_folder: Path, tmp_path: Path) -> None:
     sources = [str(digits_folder / "test.parquet")]
     predict(model, sources, str(tmp_path / "a.parquet"))
     images = open_images(sources)
 
-    def backwards(requests: list[np.ndarray]) -> Iterable[Classified]:
-        return reversed(list(classify(model, images.source, requests, num_workers=0)))
+    def backwards(requests: list[np.ndarray]) -> Generator[Classified, None, None]:
+        yield from reversed(list(classify(model, images.source, requests, num_workers=0)))
 
     file = PredictionFile(str(tmp_path / "b.parquet"))
     file.write(images, model.classes, "digest", BATCH_SIZE, backwards, lambda done, kept: None)

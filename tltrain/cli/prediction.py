@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tltrain.inference.parts import Outcome
     from tltrain.inference.predict import Classified
 
-    Classify = Callable[[Sequence[np.ndarray]], Iterable[Classified]]
+    Classify = Callable[[Sequence[np.ndarray]], Generator[Classified, None, None]]
 
 FEW = 20
 """As many images are shown in a table."""
@@ -104,14 +104,14 @@ def _open(options: Options) -> tuple[ModelPlace, Images]:
 def _classifier(place: ModelPlace, images: Images, options: Options) -> Classify:
     """Return what classifies batches of positions: this process, or Ray Data."""
 
-    def here(requests: Sequence[np.ndarray]) -> Iterable[Classified]:
+    def here(requests: Sequence[np.ndarray]) -> Generator[Classified, None, None]:
         from tltrain.inference.finished import open_model
         from tltrain.inference.predict import choose_workers, classify
 
         num_workers = choose_workers(sum(map(len, requests)), options.batch_size)
         return classify(open_model(place), images.source, requests, num_workers=num_workers)
 
-    def on_ray(requests: Sequence[np.ndarray]) -> Iterable[Classified]:
+    def on_ray(requests: Sequence[np.ndarray]) -> Generator[Classified, None, None]:
         from tltrain.engine.predict import classify_on_ray
 
         sizes = {"batch_size": options.batch_size, "workers": options.workers}

@@ -60,8 +60,12 @@ class Batch:
     count: int
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with all tensors on a device; copies from pinned memory do not wait."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """Return the batch on a device; copies from pinned memory do not wait.
+
+        `ids` stay in the host's memory, where they are looked up: to get them back, it would wait for the device.
+        """
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, ids=self.ids)
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory (called by DataLoader)."""

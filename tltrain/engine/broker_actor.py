@@ -52,6 +52,7 @@ class BrokerActor:
         self._first_event = 0
         """Number of the first event that is kept."""
         self._halted = ""
+        self._measured: dict[int, dict[str, Any]] = {}
 
     # What the driver asks.
 
@@ -115,6 +116,10 @@ class BrokerActor:
         del self._events[: max(0, since - self._first_event)]
         self._first_event = max(self._first_event, since)
         return list(self._events)
+
+    async def measured(self) -> list[dict[str, Any]]:
+        """Return what each group has said last that it measured."""
+        return list(self._measured.values())
 
     # What a trial asks.
 
@@ -209,6 +214,10 @@ class BrokerActor:
         """A group has built the lane of `trial` from the `state` of another; its weights have this sha256."""
         data = {"state": state, "sha256": fingerprint}
         self._events.append(Event("cloned", trial, self._broker.standing(trial).epoch, data))
+
+    async def note_measured(self, group: int, record: dict[str, Any]) -> None:
+        """A group has measured this since its start."""
+        self._measured[group] = record
 
     async def complete_finish(self, summary: Mapping[str, Any]) -> None:
         """A group has trained a run of its own."""

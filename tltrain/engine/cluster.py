@@ -17,10 +17,10 @@ import ray
 from ray._private import ray_constants
 
 from tltrain.engine.plan import Node, Request, find_shortage, make_request
-from tltrain.engine.scratch import scratch_folder
 from tltrain.errors import LostError, ResourceError
 from tltrain.machine import devices_text
 from tltrain.run_folder import RunFolder
+from tltrain.scratch import scratch_folder
 from tltrain.spec.schema import ResourcesSpec
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
 """How often ranks that wait for work hear from the first, so that no collective times out."""
 SAVE_INTERVAL_S = 30.0
-"""Shortest time between two saves of all lanes that train; what a group's death may cost."""
+"""Shortest time between two saves of all lanes that train, what a group's death may cost, and between two records."""
 
 
 def lane_worker(config: dict[str, Any], group: Group | None = None) -> Record:
@@ -113,6 +113,7 @@ class _LaneWorker:
             saved = self._saved(going_on, epoch + 1)
             self._tell("complete", rows, errors)
             self._tell("complete_save", *saved)
+            self._tell("note_measured", self._index, self._lanes.measured())
             self._saved_at = time.monotonic()
         else:
             self._tell("complete", rows, errors)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from tltrain.inference.ranking import Ranking
 
 def classify_on_ray(
     place: ModelPlace, source: Source, requests: Sequence[np.ndarray], *, batch_size: int, workers: int | None
-) -> Iterator[Classified]:
+) -> Generator[Classified, None, None]:
     """Yield the classes of the images at each of `requests`, positions int64 [b], in their order.
 
     On the cluster of RAY_ADDRESS, or on a private one of this machine. Every node has to reach the images and the
@@ -58,11 +59,16 @@ def classify_on_ray(
                 **(_without_restarts() if is_private else {}),
             )
         try:
-            batches: Iterator[Any] = iter(ranked.iter_batches(batch_size=None, batch_format="numpy"))
-            for batch in batches:
-                yield _classified(batch)
+            # Closed before Ray ends: a thread of Ray Data that still ran would start a Ray of its own.
+            with contextlib.closing(_batches(ranked)) as batches:
+                for batch in batches:
+                    yield _classified(batch)
         except RayError as error:
             raise _translated(error) from error
+
+
+def _batches(ranked: ray.data.Dataset) -> Generator[Any, None, None]:
+    yield from ranked.iter_batches(batch_size=None, batch_format="numpy")
 
 
 def _without_restarts() -> dict[str, Any]:

@@ -31,12 +31,16 @@ from tltrain.run_folder import WINNER, RunFolder
 from tltrain.spec.schema import Spec, SweepSpec
 from tltrain.spec.space import Trial, check_all, propose
 from tltrain.train.lane_group import newest_state
+from tltrain.train.measured import Record, merged
 
 logger = logging.getLogger(__name__)
 
 ALL_LANES = 100_000
 STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
+
+MEASURED_INTERVAL_S = 30.0
+"""How often a sweep that runs writes what its groups have measured so far."""
 
 Poll = Callable[[SweepRecord], None]
 
@@ -119,6 +123,7 @@ class _Driver:
         likely = distinct_in_frozen_part(record.unfinished())
         self._groups = WorkerGroups(spec, run, request, self._broker, count=num_groups, likely=likely, started=started)
         self._seen = 0
+        self._measured_at = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Train all trials, confirm the best, and train the winner as a run of its own."""
@@ -126,9 +131,11 @@ class _Driver:
             self._search()
             winner = self._confirm()
             summary = self._finish(winner)
-        measured = self._groups.measured()
-        self._run.write_json("sharing.json", {**measured, "groups": self._num_groups})
+        self._write_measured(self._groups.measured())
         return summary
+
+    def _write_measured(self, measured: Record) -> None:
+        self._run.write_json("sharing.json", {**measured, "groups": self._num_groups})
 
     def _search(self) -> None:
         trials = self._record.unfinished()
@@ -171,6 +178,10 @@ class _Driver:
         self._seen += len(events)
         self._record.note(events)
         self._record.write(now=False)
+        if time.monotonic() - self._measured_at > MEASURED_INTERVAL_S:
+            self._measured_at = time.monotonic()
+            if records := ray.get(self._broker.measured.remote()):
+                self._write_measured(merged(records))
         self._poll(self._record)
 
     def _confirm(self) -> dict[str, Any]:

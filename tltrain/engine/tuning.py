@@ -21,8 +21,8 @@ from ray.tune.stopper import Stopper
 from tltrain.engine.broker import Standing, State
 from tltrain.engine.proposals import make_searcher
 from tltrain.engine.schedulers import GROWING, make_scheduler
-from tltrain.engine.scratch import scratch_folder
 from tltrain.engine.trial import LaneTrial
+from tltrain.scratch import scratch_folder
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tltrain.errors import Problem, SpecError
 from tltrain.inference.images import Images
 from tltrain.inference.predict import Classified, batches_of, collect, schema
 from tltrain.lease import hold
+from tltrain.scratch import scratch_folder
 from tltrain.storage import Folder
 
 SUFFIXES = (".parquet", ".csv")
@@ -76,14 +77,15 @@ class PredictionFile:
         classes: Sequence[str],
         digest: str,
         batch_size: int,
-        classify: Callable[[list[np.ndarray]], Iterable[Classified]],
+        classify: Callable[[list[np.ndarray]], Generator[Classified, None, None]],
         report: Callable[[int, int], None],
     ) -> Outcome:
         """Classify all images but those of parts that are there already, then write the file.
 
-        digest: names the model. classify: gives what came of batches of positions, int64 [b], in any order. report:
-        is called with the number of images that are done and were done before. Raises SpecError where the parts
-        belong to another model or other images, ResourceError where somebody else writes them.
+        digest: names the model. classify: gives what came of batches of positions, int64 [b], in any order; it is
+        closed however this ends. report: is called with the number of images that are done and were done before.
+        Raises SpecError where the parts belong to another model or other images, ResourceError where somebody else
+        writes them.
         """
         with hold(self.folder.child(self._parts_name)) as parts:
             size = self._agree(parts, images.source, digest, batch_size)
@@ -94,9 +96,10 @@ class PredictionFile:
             kept = count - sum(map(len, todo))
             report(kept, kept)
             requests = [chunk for positions in todo for chunk in batches_of(positions, batch_size)]
-            batches = _counted(classify(requests) if requests else (), kept, report)
-            for number, part in _gathered(batches, size, count):
-                parts.write_bytes(_part_name(number), _encoded(part, images.source, classes))
+            if requests:
+                with contextlib.closing(classify(requests)) as batches:
+                    for number, part in _gathered(_counted(batches, kept, report), size, count):
+                        parts.write_bytes(_part_name(number), _encoded(part, images.source, classes))
             outcome = self._merge(parts, len(numbers), images.bad, classes, kept)
             self.folder.delete(self._parts_name)
         return outcome
@@ -121,7 +124,7 @@ class PredictionFile:
     ) -> Outcome:
         """Write the file and the list of bad images from all parts."""
         bad, count = list(known), 0
-        with tempfile.TemporaryDirectory(prefix="tltrain-predict-") as folder:
+        with scratch_folder("tltrain-predict-") as folder:
             path = Path(folder, self.name)
             with _writer(path, schema(len(classes)), self._is_csv) as writer:
                 for number in range(num_parts):

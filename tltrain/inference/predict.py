@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ class Classified:
 
 def classify(
     model: FinishedModel, source: Source, requests: Iterable[np.ndarray], *, num_workers: int
-) -> Iterator[Classified]:
+) -> Generator[Classified, None, None]:
     """Yield the classes of the images at each of `requests`, positions int64 [b], in their order.
 
     num_workers: processes that decode, while this one computes; 0 for all in this one. Raises StorageError where the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from tltrain.run_folder import RunFolder
+from tltrain.scratch import scratch_folder
 from tltrain.storage import Folder
 
 SCALARS = {
@@ -130,7 +130,7 @@ def on_disk(folder: Folder, name: str) -> Iterator[Path]:
     if folder.local_path is not None:
         yield folder.local_path / name
         return
-    with tempfile.TemporaryDirectory(prefix="tltrain-track-") as temporary:
+    with scratch_folder("tltrain-track-") as temporary:
         path = Path(temporary, name)
         path.write_bytes(folder.read_bytes(name))
         yield path

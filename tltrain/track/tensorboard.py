@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tltrain.scratch import scratch_folder
 from tltrain.storage import Folder
 from tltrain.track.entries import Entry
 
@@ -24,9 +24,9 @@ class TensorBoard:
     def __init__(self, run: Folder) -> None:
         self._module: Any = importlib.import_module("tensorboardX")
         self._target = run.child(FOLDER)
-        is_local = self._target.local_path is not None
-        self._root = self._target.local_path or Path(tempfile.mkdtemp(prefix="tltrain-tensorboard-"))
-        self._temporary = None if is_local else self._root
+        self._scratch = contextlib.ExitStack()
+        local = self._target.local_path
+        self._root = local or Path(self._scratch.enter_context(scratch_folder("tltrain-tensorboard-")))
         self._entries: dict[str, Entry] = {}
         self._writers: dict[str, Any] = {}
         self._last: dict[str, Mapping[str, float]] = {}
@@ -63,11 +63,11 @@ class TensorBoard:
 
     def keep(self) -> None:
         """Put the files that have grown where the run folder is."""
-        if self._temporary is None:
+        if self._target.local_path is not None:
             return
-        for path in sorted(self._temporary.rglob("*tfevents*")):
+        for path in sorted(self._root.rglob("*tfevents*")):
             if (size := path.stat().st_size) != self._put.get(path):
-                self._target.child(*path.relative_to(self._temporary).parts[:-1]).write_file(path.name, path)
+                self._target.child(*path.relative_to(self._root).parts[:-1]).write_file(path.name, path)
                 self._put[path] = size
 
     def end(self, id: str, state: str) -> None:
@@ -84,5 +84,4 @@ class TensorBoard:
     def close(self) -> None:
         """Put the files where the run folder is, and delete those that they were written as."""
         self.keep()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._scratch.close()

@@ -157,7 +157,7 @@ class _Bench:
             with (
                 self._timed(self.validation_s[depth], batch),
                 torch.no_grad(),
-                autocast(self._spec.train, batch.ids.device),
+                autocast(self._spec.train, self._group.device),
             ):
                 lane.evaluated()(taps[depth])
         return 1
@@ -181,7 +181,11 @@ class _Recorder:
     def arrays(self) -> dict[int, TapArray]:
         return {}
 
-    def note(self, depth: int, tap: Tensor, ids: Tensor, seconds: float) -> None:
+    def learns(self, depth: int) -> bool:
+        return True
+
+    def note(self, depth: int, tap: Tensor, ids: Tensor, seconds: float | None) -> None:
+        assert seconds is not None, "what is learned from is timed"
         self.seconds.setdefault(depth, []).append(seconds / len(ids))
         self.num_bytes[depth] = Layout.of(tap).row_bytes
 

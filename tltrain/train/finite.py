@@ -18,7 +18,10 @@ NAMED_IMAGES = 10
 
 @dataclass(frozen=True)
 class _Step:
-    """Losses float32 [b] of a step's images, with their positions int64 [b] and weights float32 [b] (0 for padding)."""
+    """Losses float32 [b] of a step's images, with their positions int64 [b] and weights float32 [b] (0 for padding).
+
+    Positions are in the host's memory, the rest is on the device.
+    """
 
     number: int
     losses: Tensor
@@ -60,7 +63,7 @@ def _first_bad(steps: Sequence[_Step]) -> tuple[int, list[int]] | None:
     if not steps or not bool(torch.cat([step.is_bad for step in steps]).any()):
         return None
     step = next(step for step in steps if bool(step.is_bad.any()))
-    return step.number, step.ids[step.is_bad].tolist()
+    return step.number, step.ids[step.is_bad.cpu()].tolist()
 
 
 def diverged(lane: str, step: int, learning_rate: float, images: Sequence[str]) -> DivergedError:

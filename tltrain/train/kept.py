@@ -57,13 +57,16 @@ class KeptTaps:
         """Return depth -> array of the cuts that are kept."""
         return self._arrays
 
-    def note(self, depth: int, tap: Tensor, ids: Tensor, seconds: float) -> None:
+    def learns(self, depth: int) -> bool:
+        """Return whether it is still open if taps at `depth` are kept; for that they are timed."""
+        return depth > 0 and depth not in self._arrays and depth not in self._decided
+
+    def note(self, depth: int, tap: Tensor, ids: Tensor, seconds: float | None) -> None:
         """Keep `tap` [b, ...] of `ids`, computed in `seconds`, if its cut is kept; otherwise learn from it."""
-        if depth == 0:
-            return
         if depth in self._arrays:
             self._write(self._arrays[depth], ids, tap)
-        elif depth not in self._decided:
+        elif self.learns(depth):
+            assert seconds is not None, "what is learned from is timed"
             self._learn(depth, tap, ids, seconds)
 
     def _learn(self, depth: int, tap: Tensor, ids: Tensor, seconds: float) -> None:

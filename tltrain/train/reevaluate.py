@@ -67,7 +67,7 @@ def evaluate_model(path: str, data: str, *, calibrate: bool = False) -> dict[str
 
 
 def _outputs(model: FinishedModel, split: Split, settings: DataSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits float32 [n, C], labels int64 [n] and positions int64 [n], on the model's device."""
+    """Return logits float32 [n, C] and labels int64 [n] on the model's device, and positions int64 [n]."""
     batches = eval_batches(
         split,
         model.network.preprocessing,

@@ -20,6 +20,9 @@ from tltrain.train.distributed import Group
 from tltrain.train.keeping import IMAGES, plan_pass
 from tltrain.train.tap_arrays import TapArray
 
+SAMPLED_EVERY = 32
+"""One batch in so many is timed on a GPU, which stands still for it: nothing may be in its queue before or after."""
+
 
 class Kept(Protocol):
     """The kept taps of one split."""
@@ -28,22 +31,47 @@ class Kept(Protocol):
         """Return depth -> array of the cuts that are kept."""
         ...
 
-    def note(self, depth: int, tap: Tensor, ids: Tensor, seconds: float) -> None:
-        """A tap [b, ...] was computed for the images `ids`, from the one below, in `seconds`."""
+    def learns(self, depth: int) -> bool:
+        """Return whether the next tap at `depth` has to be timed."""
+        ...
+
+    def note(self, depth: int, tap: Tensor, ids: Tensor, seconds: float | None) -> None:
+        """A tap [b, ...] was computed for the images `ids`, from the one below, in `seconds` if that was timed."""
         ...
 
 
 @dataclass
 class Cost:
-    """Seconds that were spent on a number of images."""
+    """What a number of images has cost, of which some batches were timed."""
 
-    seconds: float = 0.0
     images: int = 0
+    batches: int = 0
+    first_s: float = 0.0
+    """Of the first batch, which warms up; 0 if it was not timed."""
+    first_images: int = 0
+    timed_s: float = 0.0
+    """Of later batches that were timed."""
+    timed_images: int = 0
 
-    def add(self, seconds: float, images: int) -> None:
-        """Add what a batch took."""
-        self.seconds += seconds
+    @property
+    def seconds(self) -> float:
+        """What all images took, those of later batches at the rate of the ones that were timed."""
+        rate = self.timed_s / self.timed_images if self.timed_images else 0.0
+        return self.first_s + rate * (self.images - self.first_images)
+
+    def is_sample(self) -> bool:
+        """Return whether the next batch is one of the few that are timed in any case."""
+        return self.batches % SAMPLED_EVERY == 1
+
+    def add(self, images: int, seconds: float | None) -> None:
+        """Add a batch; `seconds` is None where it was not timed."""
+        if seconds is not None and self.batches == 0:
+            self.first_s, self.first_images = seconds, images
+        elif seconds is not None:
+            self.timed_s += seconds
+            self.timed_images += images
         self.images += images
+        self.batches += 1
 
 
 class NothingKept:
@@ -53,7 +81,11 @@ class NothingKept:
         """Return nothing."""
         return {}
 
-    def note(self, depth: int, tap: Tensor, ids: Tensor, seconds: float) -> None:
+    def learns(self, depth: int) -> bool:
+        """Return False."""
+        return False
+
+    def note(self, depth: int, tap: Tensor, ids: Tensor, seconds: float | None) -> None:
         """Do nothing."""
 
 
@@ -70,6 +102,7 @@ class Taps:
     ) -> None:
         self._network, self._preprocessing, self._spec, self._group = network, preprocessing, spec, group
         self.batch_size = batch_size
+        self._has_queue = group.device.type == "cuda"
         self._segments: dict[tuple[int, int], nn.Module] = {}
         self.computed: dict[tuple[int, int], Cost] = {}
         """(cut from which, cut up to which) -> what computing has cost so far."""
@@ -94,15 +127,20 @@ class Taps:
         return values if missing <= 0 else torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
 
     def _computed(self, batch: Batch, taps: dict[int, Tensor], source: int, depth: int, kept: Kept) -> Tensor:
-        began = time.perf_counter()
+        cost = self.computed.setdefault((source, depth), Cost())
+        is_timed = not self._has_queue or kept.learns(depth) or cost.is_sample()
+        began = self._now() if is_timed else 0.0
         below = self._images(batch) if source == IMAGES else taps[source]
         tap = below if depth == 0 else self._run(below, max(source, 0), depth)
-        if self._group.device.type == "cuda":
-            torch.cuda.synchronize(self._group.device)
-        seconds = time.perf_counter() - began
-        self.computed.setdefault((source, depth), Cost()).add(seconds, len(batch.ids))
+        seconds = self._now() - began if is_timed else None
+        cost.add(len(batch.ids), seconds)
         kept.note(depth, tap[: len(batch.ids)], batch.ids, seconds)
         return tap
+
+    def _now(self) -> float:
+        if self._has_queue:
+            torch.cuda.synchronize(self._group.device)
+        return time.perf_counter()
 
     def _images(self, batch: Batch) -> Tensor:
         images = normalise(self._padded(batch.images), self._preprocessing)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tltrain.engine import scratch
-from tltrain.engine.scratch import scratch_folder
+from tltrain import scratch
+from tltrain.scratch import scratch_folder
 
 PREFIX = "scratch-"
 HOLD = f"""
 import sys
-from tltrain.engine.scratch import scratch_folder
+from tltrain.scratch import scratch_folder
 with scratch_folder({PREFIX!r}) as folder:
     print(folder, flush=True)
     sys.stdin.read()
