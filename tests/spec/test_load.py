@@ -230,7 +230,6 @@ def test_searched_setting_without_effect_is_warned_about_unless_another_searched
 
 LIKELY_NOT_MEANT = {
     "sweep.grace_epochs": "train: {epochs: 1}\nsweep: {space: {optim.momentum: {grid: [0]}}, scheduler: asha}",
-    "sweep.metric": "data: {train: a, val: null}\nsweep: {space: {optim.momentum: {grid: [0]}}}",
     "sweep.mode": "sweep: {space: {optim.momentum: {grid: [0]}}, metric: val_loss, mode: max}",
     "sweep.space.seed": "sweep: {space: {seed: {grid: [0, 1]}}}",
 }
@@ -238,10 +237,9 @@ LIKELY_NOT_MEANT = {
 
 @pytest.mark.parametrize("key", LIKELY_NOT_MEANT)
 def test_sweep_that_is_likely_not_meant_is_warned_about(key: str) -> None:
-    lines = LIKELY_NOT_MEANT[key]
-    data = "" if "data:" in lines else "data: {train: a}\n"
+    text = f"name: x\nmodel: {{name: vgg16}}\ndata: {{train: a}}\n{LIKELY_NOT_MEANT[key]}\n"
 
-    loaded = parse_spec(f"name: x\nmodel: {{name: vgg16}}\n{data}{lines}\n", where="j.yaml", base=Path("/specs"))
+    loaded = parse_spec(text, where="j.yaml", base=Path("/specs"))
 
     assert [warning.key for warning in loaded.warnings] == [key]
     assert str(loaded.warnings[0]).startswith("j.yaml:")

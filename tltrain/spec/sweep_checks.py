@@ -39,9 +39,6 @@ def sweep_warnings(spec: Spec) -> Iterator[Problem]:
             f"trials end with epoch {spec.train.epochs}, and {sweep.scheduler} may stop or change one only after that"
         )
         yield Problem(what, "Lower it, or raise train.epochs", key="sweep.grace_epochs")
-    if not has_validation(spec):
-        what = "without validation images no trial is better than another, and no winner is named"
-        yield Problem(what, "Give data.val, for example 0.1", key="sweep.metric")
     if (sweep.better == "max") == (sweep.metric == "val_loss"):
         yield Problem(f"{sweep.mode} prefers the worse {sweep.metric}", "Leave it out", key="sweep.mode")
     if "seed" in sweep.space and isinstance(spec.data.val, float) and spec.data.split_seed is None:
@@ -106,19 +103,9 @@ def _epochs_are_the_same(spec: Spec, sweep: SweepSpec) -> Iterator[Problem]:
 
 
 def _there_is_validation(spec: Spec, sweep: SweepSpec) -> Iterator[Problem]:
-    if has_validation(spec):
-        return
-    needs = {
-        "sweep.search": sweep.search == "optuna" and "Optuna",
-        "sweep.scheduler": sweep.scheduler != "fifo" and sweep.scheduler,
-        "sweep.confirm": sweep.confirm is not None and "to confirm the best trials",
-    }
-    for key, who in needs.items():
-        if who:
-            what = (
-                f"{who} needs validation images" if key != "sweep.confirm" else f"{who}, validation images are needed"
-            )
-            yield Problem(what, "Give data.val, for example 0.1", key=key)
+    if not has_validation(spec):
+        what = f"the winner is chosen by {sweep.metric}, and there are no validation images"
+        yield Problem(what, "Give data.val, for example 0.1", key="data.val")
 
 
 _Check = Callable[[Spec, SweepSpec], Iterator[Problem]]
@@ -130,5 +117,5 @@ _CHECKS: tuple[tuple[tuple[str, ...], _Check], ...] = (
     (("sweep.space", "sweep.scheduler"), _population_has_something_to_change),
     (("sweep.isolation", "sweep.scheduler"), _pausing_has_lanes),
     (("sweep.scheduler",), _epochs_are_the_same),
-    (("data.val", "sweep.search", "sweep.scheduler", "sweep.confirm"), _there_is_validation),
+    (("data.val", "sweep.metric"), _there_is_validation),
 )
