@@ -73,14 +73,14 @@ def test_optuna_searches_and_an_extension_asks_it_for_more(cluster: None, tmp_pa
     space = {"optim.learning_rate": {"loguniform": [1e-4, 0.2]}, "model.freeze_depth": {"choice": [3, "all"]}}
     sweep = {"space": space, "search": "optuna", "num_trials": 8, "max_concurrent": 2}
     run = run_sweep(tmp_path, tiny_spec(tmp_path, {"sweep": sweep}, name="optuna"))
-    trials = run.read_json(TRIALS_FILE)
-    assert [(entry["trial"], entry["state"]) for entry in trials] == [(f"t{n:04}", "finished") for n in range(8)]
-    assert all(1e-4 <= entry["values"]["optim.learning_rate"] <= 0.2 for entry in trials)
-    assert {entry["values"]["model.freeze_depth"] for entry in trials} == {3, "all"}
+    trials = {entry["trial"]: entry for entry in run.read_json(TRIALS_FILE)}
+    assert {trial: entry["state"] for trial, entry in trials.items()} == {f"t{n:04}": "finished" for n in range(8)}
+    assert all(1e-4 <= entry["values"]["optim.learning_rate"] <= 0.2 for entry in trials.values())
+    assert {entry["values"]["model.freeze_depth"] for entry in trials.values()} == {3, "all"}
 
     assert far_side.extend(run.uri, 3, []) == 0
-    extended = run.read_json(TRIALS_FILE)
-    assert extended[:8] == trials, "what was run is not run again"
-    assert [entry["state"] for entry in extended[8:]] == ["finished"] * 3
-    assert len({tuple(entry["values"].values()) for entry in extended}) == 11
+    extended = {entry["trial"]: entry for entry in run.read_json(TRIALS_FILE)}
+    assert {trial: extended[trial] for trial in trials} == trials, "what was run is not run again"
+    assert [extended[f"t{n:04}"]["state"] for n in range(8, 11)] == ["finished"] * 3
+    assert len({tuple(entry["values"].values()) for entry in extended.values()}) == 11
     assert len(run.metrics()) == 11 * 2

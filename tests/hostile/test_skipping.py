@@ -113,7 +113,7 @@ def test_the_lanes_of_a_sweep_on_ray_train_without_them(tmp_path: Path, clean: P
     space = {"optim.learning_rate": {"grid": [0.01, 0.05]}, "model.freeze_depth": {"grid": [2, "all"]}}
     found = []
     for root in (clean, tmp_path):
-        changes = {"data.val": 0.2, "sweep": {"space": space}}
+        changes = {"data.val": str(root / "test"), "data.test": None, "sweep": {"space": space}}
         spec = digits_spec(root, changes, name="sweep")
         path = root / "sweep.yaml"
         path.write_text(dump_yaml(spec))
