@@ -39,7 +39,7 @@ ALL_LANES = 100_000
 STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
 
-MEASURED_INTERVAL_S = 30.0
+MEASURED_INTERVAL_S = 10.0
 """How often a sweep that runs writes what its groups have measured so far."""
 
 Poll = Callable[[SweepRecord], None]
