@@ -34,7 +34,7 @@ def make_searcher(spec: Spec, trials: Sequence[Trial], earlier: Sequence[tuple[M
         {PREFIX + key: _distribution(*described) for key, described in tune_space(spec).items()},
         metric=spec.sweep.metric,
         mode=spec.sweep.better,
-        seed=(spec.seed + len(earlier)) % 2**32,  # with the seed of before it would begin with the same proposals
+        seed=(spec.seed + len(earlier) + len(trials)) % 2**32,  # else it would begin with the proposals of before
         points_to_evaluate=[_point(trial.values) for trial in trials],
     )
     for values, value in earlier:
