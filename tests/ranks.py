@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import itertools
 import multiprocessing
 import multiprocessing.context
 import os
+import shutil
 import tempfile
 import time
 import traceback
@@ -21,6 +24,7 @@ from tltrain.train.distributed import Group
 
 LIMIT_S = 120
 MARKER = "TLTRAIN_TEST_RANKS"
+_NUMBERS = itertools.count()
 
 
 @functools.cache
@@ -48,11 +52,19 @@ def _enter(rank: int, world_size: int, store: str, queue: Any, function: Callabl
         raise SystemExit(1) from error
 
 
+@functools.cache
+def _stores() -> str:
+    """The folder in which the ranks of this process meet; it goes with the process."""
+    folder = tempfile.mkdtemp(prefix="tltrain-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def start(world_size: int, function: Callable[..., Any], *arguments: Any) -> tuple[list[Any], Any]:
     """Start `function(group, *arguments)` on `world_size` CPU ranks; return the processes and their queue."""
     context = _context()
     queue = context.Queue()
-    store = os.path.join(tempfile.mkdtemp(prefix="tltrain-test-"), "store")
+    store = os.path.join(_stores(), f"store-{next(_NUMBERS)}")
     processes = [
         context.Process(target=_enter, args=(rank, world_size, store, queue, function, arguments), daemon=False)
         for rank in range(world_size)

@@ -10,7 +10,7 @@ from tltrain.engine.sweep_record import SweepRecord
 from tltrain.errors import Problem, SpecError
 from tltrain.report.sweep import TRIALS_FILE
 from tltrain.run_folder import RunFolder
-from tltrain.spec.load import differences, dump_yaml, parse_spec
+from tltrain.spec.load import differences, dump_yaml, parse_spec, replace
 from tltrain.spec.schema import Spec, SweepSpec
 from tltrain.spec.space import Trial, check_all, propose
 
@@ -53,10 +53,9 @@ def extended(spec: Spec, known: Sequence[Trial], num_trials: int) -> tuple[Spec,
         _check_enough(trials, num_trials)
         more = spec
     else:
-        more = _with_trials(spec, start + num_trials)
-        trials = (
-            [] if spec.sweep.search == "optuna" else propose(_with_trials(spec, num_trials), skip=skip, start=start)
-        )
+        is_named = spec.sweep.search == "random"
+        trials = propose(_with_trials(spec, num_trials), skip=skip, start=start) if is_named else []
+        more = replace(spec, {"sweep.num_trials": start + num_trials})
     check_all(spec, trials)
     return more, trials
 

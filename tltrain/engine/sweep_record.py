@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -51,9 +52,13 @@ class SweepRecord:
         return max((row["epoch"] for row in self.rows if row["lane"] == lane), default=0)
 
     def results(self) -> list[tuple[dict[str, Any], float]]:
-        """Return values and best metric of all trials that have ended with one."""
-        ended = [entry for entry in self.trials.values() if entry["state"] in ENDED and entry["best"]]
-        return [(entry["values"], self.score(entry)) for entry in ended]
+        """Return values and best metric of all trials that have ended with one; NaN for those that failed."""
+        ended = [entry for entry in self.trials.values() if entry["state"] in ENDED]
+        scores = [(entry, math.nan if entry["state"] == "failed" else self._best(entry)) for entry in ended]
+        return [(entry["values"], score) for entry, score in scores if score is not None]
+
+    def _best(self, entry: dict[str, Any]) -> float | None:
+        return self.score(entry) if entry["best"] else None
 
     def score(self, entry: dict[str, Any]) -> float:
         """Return the sweep's metric at the trial's best epoch."""

@@ -110,6 +110,15 @@ def _one_left(sweep: SweepSpec, seen: set[str], at: float, num_found: int) -> di
     return left[int(at * len(left))]
 
 
+def left_over(spec: Spec, seen: Collection[str]) -> dict[str, Any] | None:
+    """One configuration whose `canonical` text is not in `seen`; None where none is left, or they cannot be counted."""
+    sweep = _sweep(spec)
+    if num_configurations(sweep.space) is None:
+        return None
+    left = list(_all(sweep, seen))
+    return left[int(share(spec.seed, len(seen)) * len(left))] if left else None
+
+
 def apply(spec: Spec, trial: Trial) -> Spec:
     """The spec of one trial: its values in place, no sweep. Raises SpecError with the trial and every key at fault."""
     try:

@@ -65,7 +65,7 @@ def _number_of_trials_fits(spec: Spec, sweep: SweepSpec) -> Iterator[Problem]:
         yield Problem(
             f"{sweep.num_trials} is not the {count} configurations of the grid", action, key="sweep.num_trials"
         )
-    elif sweep.search == "random" and count is not None and (sweep.num_trials or 0) > count:
+    elif sweep.search != "grid" and count is not None and (sweep.num_trials or 0) > count:
         what = f"{sweep.num_trials} trials are more than the {count} configurations of the space"
         yield Problem(what, f"Give at most {count}, or widen sweep.space", key="sweep.num_trials")
 
