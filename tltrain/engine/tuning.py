@@ -190,11 +190,17 @@ class _Ends(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self.decided.add(str(trial))
-        self._broker.drop.remote(str(trial))
+        self._let_go(trial)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self.errors[str(trial)] = f"its process failed: {trial.get_error()}"
+        self._let_go(trial)
+
+    def _let_go(self, trial: TuneTrial) -> None:
         self._broker.drop.remote(str(trial))
+        # Ray Tune's statistics of each metric: nobody reads them, and they are most of what an ended trial occupies.
+        trial.metric_analysis.clear()
+        trial.metric_n_steps.clear()
 
 
 def _fit(tuner: tune.Tuner, ends: _Ends, poll: Callable[[], None]) -> None:
