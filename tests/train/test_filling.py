@@ -92,6 +92,21 @@ def test_an_attempt_that_shares_nothing_deletes_what_an_earlier_one_left(
     assert not left.path.exists()
 
 
+def test_the_folder_of_a_run_whose_processes_died_goes_when_another_run_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead, used = NodeFolder("dead"), NodeFolder("used")
+    (dead.path / "kept.arrow").write_bytes(b"kept")
+    os.close(dead._users)  # as the end of a process does
+    (tmp_path / "tltrain-taps-just-made").mkdir()
+    other = NodeFolder("other")
+    assert not dead.path.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {used.path.name, other.path.name, "tltrain-taps-just-made"}
+    for folder in (used, other):
+        folder.close()
+
+
 def test_a_folder_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = NodeFolder("run")

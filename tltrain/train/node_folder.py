@@ -5,20 +5,25 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tltrain.errors import StorageError
 
+_PREFIX = "tltrain-taps-"
 _USERS = ".users"
 
 
 class NodeFolder:
     """A folder on this node's disk for the processes of one run; the last of them to close it removes it.
 
-    A process that dies holds it no longer. What all of them leave behind by dying is found again by the next attempt.
+    A process that dies holds it no longer. What all of them leave behind by dying is found again by the next attempt,
+    or deleted by the first process of another run that comes to the node before it.
     """
 
     def __init__(self, run_uri: str) -> None:
@@ -26,19 +31,22 @@ class NodeFolder:
         self.path = _path(run_uri)
         while not self._join():
             pass
+        _delete_abandoned(self.path)
 
     def _join(self) -> bool:
         """Hold the folder in common with others; False where the last of them has just removed it."""
-        self.path.mkdir(mode=0o700, exist_ok=True)
-        owner = self.path.lstat()
-        if owner.st_uid != os.geteuid() or self.path.is_symlink():
-            raise StorageError(f"{self.path} belongs to somebody else", "Remove it, or set TMPDIR to another folder")
+        with suppress(FileExistsError):
+            self.path.mkdir(mode=0o700)
         try:
+            owner = self.path.lstat()
+            if owner.st_uid != os.geteuid() or not stat.S_ISDIR(owner.st_mode):
+                what = f"{self.path} belongs to somebody else"
+                raise StorageError(what, "Remove it, or set TMPDIR to another folder")
             self._users = os.open(self.path / _USERS, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             return False
         fcntl.flock(self._users, fcntl.LOCK_SH)
-        if (self.path / _USERS).exists():
+        if _is_of(self.path, self._users):
             return True
         os.close(self._users)
         return False
@@ -51,14 +59,7 @@ class NodeFolder:
 
     def close(self) -> None:
         """End the use of the folder."""
-        try:
-            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass  # others still use it
-        else:
-            shutil.rmtree(self.path, ignore_errors=True)
-        finally:
-            os.close(self._users)
+        _delete_unless_held(self.path, self._users)
 
 
 def delete_left_behind(run_uri: str) -> None:
@@ -69,7 +70,37 @@ def delete_left_behind(run_uri: str) -> None:
 
 def _path(run_uri: str) -> Path:
     name = hashlib.sha256(run_uri.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"tltrain-taps-{name}"
+    return Path(tempfile.gettempdir()) / f"{_PREFIX}{name}"
+
+
+def _delete_abandoned(mine: Path) -> None:
+    """Delete the folders of this user's other runs that no process holds."""
+    for entry in os.scandir(mine.parent):
+        is_other = entry.name.startswith(_PREFIX) and entry.name != mine.name and entry.is_dir(follow_symlinks=False)
+        with suppress(FileNotFoundError):  # somebody has just made it, or just deleted it
+            if is_other and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                folder = Path(entry.path)
+                _delete_unless_held(folder, os.open(folder / _USERS, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+
+
+def _delete_unless_held(folder: Path, users: int) -> None:
+    """Delete a folder unless others hold it; `users` is its open file, which is closed."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_of(folder, users):  # under another name, so that who joins meanwhile makes a new one
+            shutil.rmtree(folder.rename(f"{folder}-{secrets.token_hex(4)}"), ignore_errors=True)
+    except BlockingIOError:
+        pass  # others hold it
+    finally:
+        os.close(users)
+
+
+def _is_of(folder: Path, users: int) -> bool:
+    """Return whether the locked file is that of the folder, not of one that was deleted meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(users), os.stat(folder / _USERS))
+    except FileNotFoundError:
+        return False
 
 
 def _claim(path: Path) -> int:
