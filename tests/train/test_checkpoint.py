@@ -230,16 +230,16 @@ def kill_at(call):
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **keywords)
         return counted
-    for name in ("open", "mkdir", "fsync", "replace", "unlink", "rmdir"):
+    for name in ("open", "mkdir", "fsync", "replace", "rename", "unlink", "rmdir"):
         setattr(os, name, armed(getattr(os, name)))
 
 for call in itertools.count():
     child = os.fork()
     if child == 0:
         folder = Folder.open(f"{sys.argv[1]}/{call}")
-        save(Checkpoints(folder, keep=2), 1, 2)
+        save(Checkpoints(folder, keep=2), *map(int, sys.argv[4:]))
         kill_at(call)
-        save(Checkpoints(folder, keep=1), 3)
+        save(Checkpoints(folder, keep=1), int(sys.argv[3]))
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     if status == 0:
@@ -248,10 +248,33 @@ for call in itertools.count():
 """
 
 
+def killed_at_every_call(folder: Path, step: int, *before: int) -> list[int]:
+    """Save `step` after others, once for every call to the system that it makes, and die there; return their numbers.
+
+    What is left is in a folder for each.
+    """
+    arguments = [str(folder), str(Path(__file__).parent), str(step), *map(str, before)]
+    subprocess.run([sys.executable, "-c", KILL_AT_EVERY_CALL, *arguments], check=True)
+    return sorted(map(int, os.listdir(folder)))
+
+
+def test_sigkill_at_every_call_leaves_the_step_that_is_saved_again(tmp_path: Path) -> None:
+    calls = killed_at_every_call(tmp_path, 2, 2)
+    for call in calls:
+        folder = Folder.open(str(tmp_path / str(call)))
+        assert_whole(Checkpoints(folder, keep=1).load(2), 2)
+        if call % 2:  # whoever goes on looks for the newest, or goes on from a step it knows
+            assert_whole(Checkpoints(folder, keep=1).newest(), 2)
+            assert folder.names() == ["2"]
+        else:
+            save(Checkpoints(folder, keep=2), 3)
+            assert folder.names() == ["2", "3"]
+            assert_whole(Checkpoints(folder, keep=1).load(2), 2)
+    assert len(calls) > 5 * len(FILES)
+
+
 def test_sigkill_at_every_call_of_the_writer_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILL_AT_EVERY_CALL, str(tmp_path), str(Path(__file__).parent)]
-    subprocess.run(command, check=True)
-    calls = sorted(map(int, os.listdir(tmp_path)))
+    calls = killed_at_every_call(tmp_path, 3, 1, 2)
     newest = []
     for call in calls:
         checkpoints = Checkpoints(Folder.open(str(tmp_path / str(call))), keep=1)
@@ -265,6 +288,30 @@ def test_sigkill_at_every_call_of_the_writer_leaves_a_whole_checkpoint(tmp_path:
     assert newest == sorted(newest)
     assert set(newest) == {2, 3}
     assert len(calls) > 5 * len(FILES)
+
+
+class CutShort(Folder):
+    """Renames as an object store does, and is cut short while it deletes the old folder."""
+
+    num_left: ClassVar[int] = 0
+
+    def rename(self, old: str, new: str) -> None:
+        for name in self.child(old).names():
+            self.child(new).write_bytes(name, self.child(old).read_bytes(name))
+        for name in self.child(old).names()[CutShort.num_left :]:
+            self.child(old).delete(name)
+        raise StorageError("the store is gone")
+
+
+@pytest.mark.parametrize("num_left", range(1, len(FILES) + 1))
+def test_a_successor_that_is_deleted_in_part_does_not_replace_its_copy(local: Folder, num_left: int) -> None:
+    save(Checkpoints(local, keep=1), 2)
+    CutShort.num_left = num_left
+    with pytest.raises(StorageError, match="the store is gone"):
+        save(Checkpoints(CutShort.open(local.uri), keep=1), 2)
+    assert_whole(Checkpoints(local, keep=1).load(2), 2)
+    assert_whole(Checkpoints(local, keep=1).newest(), 2)
+    assert local.names() == ["2"]
 
 
 # What happens to files afterwards

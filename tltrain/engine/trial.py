@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,14 @@ class LaneTrial(tune.Trainable):
     and a searcher learns to stay away.
     """
 
-    def setup(self, config: dict[str, Any], broker: Any = None, metric: str = "", mode: str = "max") -> None:
-        """Take up the first trial. `broker` is the actor; `metric` is what schedulers and searchers look at."""
+    def setup(
+        self, config: dict[str, Any], broker: Any = None, metric: str = "", mode: str = "max", folder: str | None = None
+    ) -> None:
+        """Take up the first trial. `broker` is the actor; `metric` is what schedulers and searchers look at.
+
+        folder: for temporary files, such as Ray Tune makes for each saved state and leaves behind where it is killed.
+        """
+        tempfile.tempdir = folder
         self._broker, self._metric, self._mode = broker, metric, mode
         self.reset_config(config)
 

@@ -87,7 +87,7 @@ def run_tune(
         is_plain = spec.sweep.scheduler == "fifo" and searcher is None
         processes = 1 if is_plain else min(num_trials, PROCESSES_PER_GROUP * num_groups)
         tuner = tune.Tuner(
-            _make_trainable(spec, broker, processes),
+            _make_trainable(spec, broker, processes, folder),
             param_space=None if searcher else {"lane": tune.grid_search([_lane(trial) for trial in trials])},
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
@@ -111,8 +111,8 @@ def run_tune(
     return _outcomes(spec, ray.get(broker.standings.remote()), ends)
 
 
-def _make_trainable(spec: Spec, broker: Any, processes: int) -> Any:
-    """Return the trainable, bounded to so many processes on this node.
+def _make_trainable(spec: Spec, broker: Any, processes: int, folder: str) -> Any:
+    """Return the trainable, bounded to so many processes on this node, whose temporary files are in `folder`.
 
     Every node has a resource `node:ADDRESS` of 1 that nothing else takes: a share of it bounds the processes on any
     cluster, without CPUs, and keeps them beside the broker and the folder that Ray Tune shares with them.
@@ -120,7 +120,8 @@ def _make_trainable(spec: Spec, broker: Any, processes: int) -> Any:
     assert spec.sweep is not None
     share = int(1e4 / processes) / 1e4  # Ray counts resources in ten-thousandths
     resources = tune.PlacementGroupFactory([{f"node:{ray.util.get_node_ip_address()}": share}])
-    trainable = tune.with_parameters(LaneTrial, broker=broker, metric=spec.sweep.metric, mode=spec.sweep.better)
+    parameters = {"metric": spec.sweep.metric, "mode": spec.sweep.better, "folder": folder}
+    trainable = tune.with_parameters(LaneTrial, broker=broker, **parameters)
     return tune.with_resources(trainable, resources)
 
 

@@ -24,6 +24,7 @@ INFO, MANIFEST, COMMIT = "info.json", "manifest.json", "COMMIT"
 _RESERVED_PARTS = ("info", "manifest")
 _STEP = re.compile(r"[0-9]+")
 _SET_ASIDE = re.compile(r"[0-9]+\.bad")
+_SUCCESSOR = re.compile(r"([0-9]+)\.new")
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ class Checkpoints:
 
     Each part of the state is NAME.safetensors and NAME.json; info.json is for what is not a tensor;
     manifest.json has the size and sha256 of them all; COMMIT has the sha256 of the manifest and comes last. A
-    folder without COMMIT is no checkpoint. Equal state gives equal bytes. One process writes, sets aside and
-    deletes; the others may `load`.
+    folder without COMMIT is no checkpoint. Equal state gives equal bytes. A step that is saved again stays there until
+    its successor in `<step>.new` is whole. One process writes, sets aside and deletes; the others may `load`.
     """
 
     def __init__(self, folder: Folder, keep: int) -> None:
@@ -89,11 +90,14 @@ class Checkpoints:
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of a step. Raises CheckpointError where there is none or it is damaged."""
-        if not self._at(step).exists(COMMIT):
-            there = ", ".join(map(str, self.steps())) or "none"
-            what = f"there is no checkpoint of step {step}"
-            raise CheckpointError(Problem(what, f"Choose one of those there: {there}", str(self._folder)))
-        return _read(self._at(step), step)
+        for _ in range(2):  # it may be replaced meanwhile
+            if _is_whole(self._successor(step)):
+                return _read(self._successor(step), step)
+            if self._at(step).exists(COMMIT):
+                return _read(self._at(step), step)
+        there = ", ".join(map(str, self.steps())) or "none"
+        what = f"there is no checkpoint of step {step}"
+        raise CheckpointError(Problem(what, f"Choose one of those there: {there}", str(self._folder)))
 
     def newest(self) -> Checkpoint | None:
         """The newest good checkpoint, or None where none was ever completed.
@@ -102,6 +106,7 @@ class Checkpoints:
         that were cut short are deleted. Raises CheckpointError where all are damaged.
         """
         self.wait()
+        self._finish_replacing()
         self._delete_remains()
         for step in reversed(self._all_steps()):
             try:
@@ -118,9 +123,27 @@ class Checkpoints:
     def delete_after(self, step: int) -> None:
         """Delete the checkpoints of later steps, for a run that goes back to `step`."""
         self.wait()
+        self._finish_replacing()
         for later in self._all_steps():
             if later > step:
                 self._delete(later)
+
+    def _finish_replacing(self) -> None:
+        """Put successors that are whole in the place of what they replace; delete those that are not.
+
+        Object stores copy, and then delete: of a successor that is not whole any more there is a whole copy.
+        """
+        for name in self._folder.names():
+            match = _SUCCESSOR.fullmatch(name)
+            if match is not None:
+                self._take_over(int(match[1]))
+
+    def _take_over(self, step: int) -> None:
+        if _is_whole(self._successor(step)):
+            self._delete(step)
+            self._folder.rename(f"{step}.new", str(step))
+        else:
+            self._folder.delete(f"{step}.new")
 
     def _delete_remains(self) -> None:
         for step in self._all_steps():
@@ -147,22 +170,17 @@ class Checkpoints:
     def _at(self, step: int) -> Folder:
         return self._folder.child(str(step))
 
+    def _successor(self, step: int) -> Folder:
+        return self._folder.child(f"{step}.new")
+
     def _write(self, step: int, packed: Mapping[str, Any], info: Any, kept: set[int | None]) -> None:
-        self._delete(step)
-        folder = self._at(step)
-        files: dict[str, dict[str, Any]] = {}
-
-        def write(name: str, data: bytes) -> None:
-            folder.write_bytes(name, data)
-            files[name] = {"sha256": _sha256(data), "size": len(data)}
-
-        for name, (tensors, skeleton) in packed.items():
-            write(f"{name}.safetensors", safetensors.torch.save(tensors))
-            write(f"{name}.json", _to_json(skeleton))
-        write(INFO, _to_json(info))
-        manifest = _to_json({"format": FORMAT, "step": step, "files": files})
-        folder.write_bytes(MANIFEST, manifest)
-        folder.write_bytes(COMMIT, f"{_sha256(manifest)}\n".encode())
+        self._finish_replacing()
+        if self._at(step).exists(COMMIT):
+            _write_into(self._successor(step), step, packed, info)
+            self._take_over(step)
+        else:
+            self._delete(step)
+            _write_into(self._at(step), step, packed, info)
         self._prune(kept)
 
     def _prune(self, kept: set[int | None]) -> None:
@@ -175,6 +193,32 @@ class Checkpoints:
     def _delete(self, step: int) -> None:
         self._at(step).delete(COMMIT)  # first, so that what a kill leaves is known as remains
         self._folder.delete(str(step))
+
+
+def _is_whole(folder: Folder) -> bool:
+    """Whether COMMIT and all that the manifest lists are there, whatever is in them."""
+    names = set(folder.names())
+    try:
+        return {COMMIT, MANIFEST} <= names and names >= set(json.loads(folder.read_bytes(MANIFEST))["files"])
+    except ValueError:  # a manifest that is cut short
+        return False
+
+
+def _write_into(folder: Folder, step: int, packed: Mapping[str, Any], info: Any) -> None:
+    """Write a checkpoint, its COMMIT last."""
+    files: dict[str, dict[str, Any]] = {}
+
+    def write(name: str, data: bytes) -> None:
+        folder.write_bytes(name, data)
+        files[name] = {"sha256": _sha256(data), "size": len(data)}
+
+    for name, (tensors, skeleton) in packed.items():
+        write(f"{name}.safetensors", safetensors.torch.save(tensors))
+        write(f"{name}.json", _to_json(skeleton))
+    write(INFO, _to_json(info))
+    manifest = _to_json({"format": FORMAT, "step": step, "files": files})
+    folder.write_bytes(MANIFEST, manifest)
+    folder.write_bytes(COMMIT, f"{_sha256(manifest)}\n".encode())
 
 
 class _DamagedError(CheckpointError):
