@@ -257,6 +257,18 @@ def test_after_a_groups_death_a_lane_goes_on_from_its_newest_saved_state() -> No
     assert (work.added[0].start, work.added[0].start_epoch) == ("t0/1", 1)
 
 
+def test_after_a_groups_death_a_clone_goes_on_from_its_own_state_and_not_from_its_sources() -> None:
+    made = broker(ticket("t0"), ticket("t1", start="t0/1", start_epoch=1))
+    while made.take(0) is not None:
+        pass
+    made.adopt("t1", "t0/1", "t1/1")
+    made.restart(0)
+    assert made.standing("t1").ticket.start == "t1/1"
+    made.register(ticket("t1", start="t2/2", start_epoch=2))
+    made.adopt("t1", "t0/1", "t1/1")
+    assert made.standing("t1").ticket.start == "t2/2", "it was put elsewhere in the meantime"
+
+
 def test_a_lane_that_was_never_saved_starts_over_after_its_groups_death() -> None:
     made = broker(ticket("t0"))
     train(made)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_spec
 
 from tltrain.engine import lane_worker
+from tltrain.engine.broker import Ticket
 from tltrain.train.distributed import Group
 
 
 class Lanes:
     """Lanes that train by saying so."""
+
+    def has_room(self) -> bool:
+        return True
+
+    def add(self, trial: str, spec: Any, start: str | None) -> None:
+        pass
 
     def train_epoch(self, trials: list[str], epoch: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
         return [{"lane": trial, "epoch": epoch + 1, "is_last": trial == "last"} for trial in trials], {}
@@ -27,12 +36,26 @@ class Lanes:
         return {"seconds": {"lanes": 1.0}}
 
 
-def test_whatever_a_clone_may_be_built_of_has_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+def make_worker(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[Any, ...]]]:
+    """A worker, and what it tells the broker."""
     told: list[tuple[Any, ...]] = []
     worker = object.__new__(lane_worker._LaneWorker)
     worker.__dict__.update(_lanes=Lanes(), _group=Group(0, 1, 0, 1, torch.device("cpu")), _saved_at=0.0, _index=3)
     monkeypatch.setattr(lane_worker._LaneWorker, "_tell", lambda self, *call: told.append(call))
     monkeypatch.setattr(lane_worker, "SAVE_INTERVAL_S", 0.0)
+    return worker, told
+
+
+def test_a_clone_is_saved_under_its_own_name_before_it_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    worker, told = make_worker(monkeypatch)
+    worker._spec = tiny_spec(tmp_path)
+    worker._build([Ticket("t0", {}, "a", 4), Ticket("t1", {}, "a", 4, start_epoch=2, start="t0/2")])
+    worker._build([Ticket("t2", {}, "a", 4, start_epoch=2, start="t2/2")])
+    assert told == [("note_clone", "t1", "t0/2", "sha256 of t1", "t1/2")]
+
+
+def test_whatever_a_clone_may_be_built_of_has_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, told = make_worker(monkeypatch)
     worker._train(["t0", "last"], 1)
     worker._save(["t0"], 2)
     saved = ("complete_save", {"t0": "t0/2"}, {"t0": "sha256 of t0"})

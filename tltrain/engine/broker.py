@@ -318,6 +318,12 @@ class Broker:
                 lane.is_parking = False
                 self._forget(lane)
 
+    def adopt(self, trial: str, start: str, name: str) -> None:
+        """A group has saved as `name` the lane that it built from another's state `start`: it goes on from there."""
+        lane = self._lanes[trial]
+        if lane.ticket.start == start:  # else it was put elsewhere in the meantime
+            lane.ticket = dataclasses.replace(lane.ticket, start=name)
+
     def halve_lanes(self) -> int:
         """A group ran out of memory: half of the lanes it held from now on. Returns how many; 0 where it held one."""
         held = Counter(lane.group for lane in self._lanes.values() if lane.is_built)

@@ -210,10 +210,15 @@ class BrokerActor:
                 self._events.append(Event("saved", trial, self._broker.standing(trial).epoch, data))
             self._changed.notify_all()
 
-    async def note_clone(self, trial: str, state: str, fingerprint: str) -> None:
-        """A group has built the lane of `trial` from the `state` of another; its weights have this sha256."""
-        data = {"state": state, "sha256": fingerprint}
-        self._events.append(Event("cloned", trial, self._broker.standing(trial).epoch, data))
+    async def note_clone(self, trial: str, state: str, fingerprint: str, name: str) -> None:
+        """A group has built the lane of `trial` from the `state` of another, and saved it under a name of its own.
+
+        fingerprint: sha256 of its weights.
+        """
+        self._broker.adopt(trial, state, name)
+        epoch = self._broker.standing(trial).epoch
+        self._events.append(Event("cloned", trial, epoch, {"state": state, "sha256": fingerprint}))
+        self._events.append(Event("saved", trial, epoch, {"state": name, "sha256": fingerprint}))
 
     async def note_measured(self, group: int, record: dict[str, Any]) -> None:
         """A group has measured this since its start."""

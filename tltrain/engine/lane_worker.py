@@ -101,8 +101,13 @@ class _LaneWorker:
                 return refused
             self._lanes.add(ticket.trial, apply(self._spec, Trial(ticket.trial, ticket.values)), ticket.start)
             if ticket.start is not None and not ticket.start.startswith(f"{ticket.trial}/"):
-                self._tell("note_clone", ticket.trial, ticket.start, self._lanes.fingerprint(ticket.trial))
+                self._adopt(ticket)
         return []
+
+    def _adopt(self, ticket: Ticket) -> None:
+        """Save a clone under a name of its own: its source moves on, and forgets the state that the clone came from."""
+        names, hashes = self._saved([ticket.trial], ticket.start_epoch)
+        self._tell("note_clone", ticket.trial, ticket.start, hashes[ticket.trial], names[ticket.trial])
 
     def _train(self, lanes: list[str], epoch: int) -> None:
         if not lanes:
