@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,20 @@ def test_one_that_a_killed_process_left_goes_when_the_next_is_made_and_one_in_us
                 used.name,
                 Path(mine).name,
             }
+
+
+def test_empty_folders_that_a_late_process_made_anew_go_and_those_that_are_new_or_hold_a_file_stay(
+    temporary: Path,
+) -> None:
+    for name in ("anew", "just-made", "with-a-file"):
+        (temporary / f"{PREFIX}{name}" / "ray" / "logs").mkdir(parents=True)
+    (temporary / f"{PREFIX}anew" / "ray" / "latest").symlink_to(temporary)
+    (temporary / f"{PREFIX}with-a-file" / "ray" / "log.txt").touch()
+    for name in ("anew", "with-a-file"):
+        os.utime(temporary / f"{PREFIX}{name}", (0, 0))
+    with scratch_folder(PREFIX):
+        pass
+    assert {path.name for path in temporary.iterdir()} == {f"{PREFIX}just-made", f"{PREFIX}with-a-file"}
 
 
 @pytest.mark.parametrize(("socket", "is_moved"), [("s" * 20, False), ("s" * 100, True), ("", False)])

@@ -8,11 +8,15 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _HELD = ".held"
+_UNHELD_S = 10.0
+"""Age from which empty folders without a lock are nobody's: a process of Ray's that was just starting, while those of
+before were deleted, has made them anew."""
 _SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 """Bytes that the path of a socket may have."""
 _RANDOM = 8
@@ -39,6 +43,7 @@ def scratch_folder(prefix: str, *, sockets: str = "") -> Iterator[str]:
             yield folder
         finally:
             os.close(held)
+            _delete_abandoned(parent, prefix)
 
 
 def _parent(needed: int) -> str:
@@ -61,6 +66,7 @@ def _delete_if_abandoned(folder: Path) -> None:
     try:
         held = os.open(folder / _HELD, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:  # just made, or just deleted
+        _delete_if_empty(folder)
         return
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,3 +79,11 @@ def _delete_if_abandoned(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(held)
+
+
+def _delete_if_empty(folder: Path) -> None:
+    """Delete a folder that is not new and has nothing but folders and links in it."""
+    with suppress(FileNotFoundError):
+        is_old = time.time() - folder.stat().st_mtime > _UNHELD_S
+        if is_old and all(Path(at, name).is_symlink() for at, _, names in os.walk(folder) for name in names):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -96,7 +96,7 @@ def environment(name: str) -> dict[str, str]:
 
 def _start(name: str, cluster: LocalCluster) -> LocalState:
     ports = _ports(cluster)
-    temp_dir = tempfile.mkdtemp(prefix=f"tltrain-{name[:16]}-", dir="/tmp")  # short: Ray keeps sockets in it
+    temp_dir = tempfile.mkdtemp(prefix=f"tltrain-c-{name[:14]}-", dir="/tmp")  # short: Ray keeps sockets in it
     url, gcs_address = f"http://{LOOPBACK}:{ports['dashboard-port']}", f"{LOOPBACK}:{ports['port']}"
     # In a folder of its own, for Ray lets every user of the machine into the one that it is given.
     command = start_command(cluster, temp_dir=f"{temp_dir}/ray", ports=ports)
