@@ -36,14 +36,25 @@ def scratch_folder(prefix: str, *, sockets: str = "") -> Iterator[str]:
     """
     parent = _parent(len(f"/{prefix}") + _RANDOM + len(f"/{sockets}")) if sockets else tempfile.gettempdir()
     _delete_abandoned(parent, prefix)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
-        held = os.open(Path(folder, _HELD), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(held, fcntl.LOCK_EX)  # ends with the process, however that ends
-        try:
-            yield folder
-        finally:
-            os.close(held)
-            _delete_abandoned(parent, prefix)
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
+            held = os.open(Path(folder, _HELD), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(held, fcntl.LOCK_EX)  # ends with the process, however that ends
+            try:
+                yield folder
+            finally:
+                os.close(held)
+    finally:
+        _delete_abandoned(parent, prefix)
+
+
+def own_folders(parent: str | Path, prefix: str) -> Iterator[Path]:
+    """Yield this user's folders in `parent` whose names begin with `prefix`; others may delete them meanwhile."""
+    for entry in os.scandir(parent):
+        if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False):
+            with suppress(FileNotFoundError):
+                if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                    yield Path(entry.path)
 
 
 def _parent(needed: int) -> str:
@@ -56,10 +67,9 @@ def _parent(needed: int) -> str:
 
 
 def _delete_abandoned(parent: str, prefix: str) -> None:
-    for entry in os.scandir(parent):
-        is_own = entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False)
-        if is_own and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-            _delete_if_abandoned(Path(entry.path))
+    for folder in own_folders(parent, prefix):
+        with suppress(FileNotFoundError):  # somebody else has just deleted it
+            _delete_if_abandoned(folder)
 
 
 def _delete_if_abandoned(folder: Path) -> None:
@@ -83,7 +93,6 @@ def _delete_if_abandoned(folder: Path) -> None:
 
 def _delete_if_empty(folder: Path) -> None:
     """Delete a folder that is not new and has nothing but folders and links in it."""
-    with suppress(FileNotFoundError):
-        is_old = time.time() - folder.stat().st_mtime > _UNHELD_S
-        if is_old and all(Path(at, name).is_symlink() for at, _, names in os.walk(folder) for name in names):
-            shutil.rmtree(folder, ignore_errors=True)
+    is_old = time.time() - folder.stat().st_mtime > _UNHELD_S
+    if is_old and all(Path(at, name).is_symlink() for at, _, names in os.walk(folder) for name in names):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,7 +77,7 @@ def test_trials_outside_the_space_of_now_are_left_out_of_what_it_learns_and_that
     assert "does not learn from 2 of 3 earlier trials" in caplog.text
 
 
-def test_more_trials_than_configurations_are_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_more_trials_than_configurations_are_refused_before_anything_runs() -> None:
     known = [Trial("t0000", {RATE: 0.1, DEPTH: 0})]
     more, _ = extended(optuna_spec(num_trials=1), known, 8)
     assert more.sweep is not None

@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from tltrain.engine.trial import worst
 from tltrain.errors import Problem, SpecError
-from tltrain.spec.domains import canonical
+from tltrain.spec.domains import canonical, share
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import ATTEMPTS, Trial, left_over, settled, tune_space
 
@@ -88,10 +88,12 @@ class NewOnly(Searcher):
                 self._asked[trial_id] = asked
                 return proposed
             self._proposer.on_trial_complete(asked, error=True)
-        values = left_over(self._spec, self._seen)
-        if values is None or not self._is_new(values):
+        assert self._spec.sweep is not None
+        values = left_over(self._spec.sweep, self._seen, share(self._spec.seed, len(self._seen)))
+        if values is None:
             logger.warning("the search ends: all configurations of sweep.space that could be found have been run")
             return self.FINISHED
+        self._seen.add(canonical(values))
         self._taken[trial_id] = values
         return {"lane": {"values": values}}
 
@@ -111,8 +113,10 @@ class NewOnly(Searcher):
         """Pass on a trial's end."""
         if trial_id in self._asked:
             self._proposer.on_trial_complete(self._asked.pop(trial_id), result, error)
-        elif result is not None and trial_id in self._taken:
-            self._proposer.add_evaluated_point(_point(self._taken.pop(trial_id)), result[self._proposer.metric])
+        elif trial_id in self._taken:
+            values, value = self._taken.pop(trial_id), (result or {}).get(self._proposer.metric)
+            if value is not None:
+                self._proposer.add_evaluated_point(_point(values), value)
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the run folder is the record."""

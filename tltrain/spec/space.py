@@ -84,8 +84,10 @@ def _drawn(spec: Spec, seen: set[str], start: int) -> Iterator[dict[str, Any]]:
         cell = cells[number % len(cells)]
         draws = (_draw(spec.seed, number, attempt, cell, sweep.space) for attempt in range(ATTEMPTS))
         values = next((values for values in draws if canonical(values) not in seen), None)
+        values = values or left_over(sweep, seen, share(spec.seed, number))
         if values is None:
-            values = _one_left(sweep, seen, share(spec.seed, number), number - start)
+            what = f"the space is used up after {number - start} of {sweep.num_trials} new trials"
+            raise SpecError(Problem(what, "Ask for fewer trials, or widen sweep.space", key="sweep.num_trials"))
         seen.add(canonical(values))
         yield values
 
@@ -98,25 +100,14 @@ def _draw(seed: int, number: int, attempt: int, cell: Mapping[str, Any], space: 
     }
 
 
-def _one_left(sweep: SweepSpec, seen: set[str], at: float, num_found: int) -> dict[str, Any]:
-    """One of the configurations that were not drawn yet. Raises SpecError where there is none.
+def left_over(sweep: SweepSpec, seen: Collection[str], at: float) -> dict[str, Any] | None:
+    """The configuration at the share `at`, in [0, 1), of those whose `canonical` text is not in `seen`.
 
-    Drawing has failed so often that most of the space is taken, so counting it out costs little.
+    None where none is left, or where they cannot be counted. To be asked for when drawing has failed so often that most
+    of the space is taken: it counts the whole space out.
     """
     left = list(_all(sweep, seen)) if num_configurations(sweep.space) is not None else []
-    if not left:
-        what = f"the space is used up after {num_found} of {sweep.num_trials} new trials"
-        raise SpecError(Problem(what, "Ask for fewer trials, or widen sweep.space", key="sweep.num_trials"))
-    return left[int(at * len(left))]
-
-
-def left_over(spec: Spec, seen: Collection[str]) -> dict[str, Any] | None:
-    """One configuration whose `canonical` text is not in `seen`; None where none is left, or they cannot be counted."""
-    sweep = _sweep(spec)
-    if num_configurations(sweep.space) is None:
-        return None
-    left = list(_all(sweep, seen))
-    return left[int(share(spec.seed, len(seen)) * len(left))] if left else None
+    return left[int(at * len(left))] if left else None
 
 
 def apply(spec: Spec, trial: Trial) -> Spec:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tltrain.errors import StorageError
+from tltrain.scratch import own_folders
 
 _PREFIX = "tltrain-taps-"
 _USERS = ".users"
@@ -75,11 +76,9 @@ def _path(run_uri: str) -> Path:
 
 def _delete_abandoned(mine: Path) -> None:
     """Delete the folders of this user's other runs that no process holds."""
-    for entry in os.scandir(mine.parent):
-        is_other = entry.name.startswith(_PREFIX) and entry.name != mine.name and entry.is_dir(follow_symlinks=False)
+    for folder in own_folders(mine.parent, _PREFIX):
         with suppress(FileNotFoundError):  # somebody has just made it, or just deleted it
-            if is_other and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-                folder = Path(entry.path)
+            if folder != mine:
                 _delete_unless_held(folder, os.open(folder / _USERS, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
 
 
