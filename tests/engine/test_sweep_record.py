@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ def test_the_best_epoch_of_a_trial_is_kept_and_trials_are_ranked_by_it(run: RunF
 
 def test_a_failed_trial_is_never_best(run: RunFolder) -> None:
     record = SweepRecord(run, SWEEP)
-    record.add([Trial("t0000", {}), Trial("t0001", {})])
+    record.add([Trial("t0000", {"a": 1}), Trial("t0001", {"a": 2})])
     record.note([row("t0000", 1, 0.9), row("t0001", 1, 0.2), Event("failed", "t0000", 1, {"error": "not finite"})])
+    record.note([Event("finished", "t0001", 1)])
     assert [entry["trial"] for entry in record.ranked()] == ["t0001"]
+    assert record.results() == [({"a": 1}, pytest.approx(math.nan, nan_ok=True)), ({"a": 2}, 0.2)]
     assert record.trials["t0000"]["reason"] == "not finite"
 
 

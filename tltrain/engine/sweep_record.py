@@ -54,11 +54,8 @@ class SweepRecord:
     def results(self) -> list[tuple[dict[str, Any], float]]:
         """Return values and best metric of all trials that have ended with one; NaN for those that failed."""
         ended = [entry for entry in self.trials.values() if entry["state"] in ENDED]
-        scores = [(entry, math.nan if entry["state"] == "failed" else self._best(entry)) for entry in ended]
-        return [(entry["values"], score) for entry, score in scores if score is not None]
-
-    def _best(self, entry: dict[str, Any]) -> float | None:
-        return self.score(entry) if entry["best"] else None
+        told = [entry for entry in ended if entry["state"] == "failed" or entry["best"]]
+        return [(entry["values"], math.nan if entry["state"] == "failed" else self.score(entry)) for entry in told]
 
     def score(self, entry: dict[str, Any]) -> float:
         """Return the sweep's metric at the trial's best epoch."""
