@@ -22,6 +22,7 @@ from tltrain.run_folder import RunFolder
 from tltrain.spec.load import dump_yaml
 
 EXACT, ROWS, CLONES = "exact", "rows", "clones"
+NOT_STRUCK = "the fault did not happen"
 NODE_BACK_AFTER_S = 8.0
 """Groups of one worker have given their lanes to others by then; one that needs both nodes waits for the new one."""
 RATE, DEPTH = "optim.learning_rate", "model.freeze_depth"
@@ -183,7 +184,7 @@ class Bench:
         write_plan(self._machine.folder, Plan(fault, OFTEN, forgets_optimizer=forgets_optimizer))
         code, struck_at = sweep.start(fault), sweep.struck_at()
         if struck_at is None:
-            outcome.problems.append("the fault did not happen")
+            outcome.problems.append(NOT_STRUCK)
         began = struck_at or time.time()
         if fault.who == DRIVER and code == -signal.SIGKILL:
             began, code = time.time(), sweep.start()

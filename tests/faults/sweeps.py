@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from campaign_table import insert, keep, kept, view
 from injector import AFTER, BEFORE
-from sweep_bench import SETTINGS, Bench, Outcome
+from sweep_bench import NOT_STRUCK, SETTINGS, Bench, Outcome, Setting
 from sweep_injector import AT_RANDOM, BROKER, DRIVER, NODE, TRIAL, WORKER, Calls, SweepFault
 from sweep_machine import machine
 
@@ -28,6 +28,9 @@ OWN_SHARE = 0.3
 """Of the faults, those that meet a sweep on a cluster of its driver's own; a lost node is one of a joined cluster."""
 RANDOM_SHARE = 0.25
 """Of the faults of drivers and nodes, those at a random moment instead of a place."""
+REDRAWS = 3
+"""How often another fault is drawn where one does not happen: how often a process comes to a place differs from
+sweep to sweep where a scheduler stops trials by what it knows so far."""
 
 
 def draw(chance: random.Random, who: str, calls: Calls, seconds: float) -> SweepFault:
@@ -48,9 +51,19 @@ def run_campaign(
         for number in range(first, num_faults):
             chance = random.Random(f"{seed}/{number}")
             one, setting = who[number % len(who)], SETTINGS[number // len(who) % len(SETTINGS)]
-            fault = draw(chance, one, bench.calls(setting), bench.seconds[setting.name])
-            joins = one == NODE or chance.random() >= OWN_SHARE
-            yield bench.broken(setting, fault, joins=joins)
+            outcome = strike(bench, chance, one, setting)
+            for _ in range(REDRAWS):
+                if outcome.problems == [NOT_STRUCK]:
+                    print(f"drawn again: {outcome}", file=sys.stderr)
+                    outcome = strike(bench, chance, one, setting)
+            yield outcome
+
+
+def strike(bench: Bench, chance: random.Random, who: str, setting: Setting) -> Outcome:
+    """Break a sweep by a fault that is drawn."""
+    fault = draw(chance, who, bench.calls(setting), bench.seconds[setting.name])
+    joins = who == NODE or chance.random() >= OWN_SHARE
+    return bench.broken(setting, fault, joins=joins)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

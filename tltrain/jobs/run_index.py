@@ -72,11 +72,12 @@ def summaries(storage: Folder, *, rebuild: bool = False, newest: int | None = No
 
 
 def _refreshed(connection: sqlite3.Connection, storage: Folder, newest: int | None) -> list[Summary]:
-    known = set(connection.execute("SELECT name, mtime_ns, size FROM runs"))
+    stamps = connection.execute("SELECT name, mtime_ns, size FROM runs")
+    known = {name: (mtime_ns, size) for name, mtime_ns, size in stamps}
     now_ns = time.time_ns()
     present = storage.stamps(STATE_FILE)
-    changed = {name: stamp for name, stamp in present.items() if (name, *stamp) not in known}
-    gone = {name for name, *_ in known} - present.keys()
+    changed = {name: stamp for name, stamp in present.items() if stamp != known.get(name)}
+    gone = known.keys() - present.keys()
     with connection:
         connection.executemany("DELETE FROM runs WHERE name = ?", [(name,) for name in gone])
         placeholders = ", ".join("?" * (len(_COLUMNS) + 2))
