@@ -64,7 +64,7 @@ class FakeGroup:
             for ticket in work.added:
                 self.lanes[ticket.trial] = (ticket, ticket.start_epoch)
             if work.task is Task.SAVE:
-                names = {trial: f"{trial}@{self.lanes[trial][1]}" for trial in work.lanes}
+                names = {trial: f"{self.lanes[trial][0].home}/{self.lanes[trial][1]}" for trial in work.lanes}
                 ray.get(self.broker.complete_save.remote(names, {}))
             else:
                 time.sleep(self.seconds_per_epoch)

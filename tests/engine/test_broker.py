@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tltrain.engine.broker import Broker, State, Task, Ticket, Work
+from tltrain.engine.broker import Broker, State, Task, Ticket, Work, trial_of
 from tltrain.engine.broker_actor import BrokerActor
 
 
@@ -92,13 +92,13 @@ def test_a_clone_starts_from_the_saved_state_of_another() -> None:
     save = made.take(0)
     assert save is not None
     assert (save.task, save.lanes) == (Task.SAVE, ("t0",))
-    made.complete_save({"t0": "t0-1"})
-    assert made.saved("t0") == "t0-1"
-    made.register(ticket("t1", start="t0-1", start_epoch=1))
+    made.complete_save({"t0": "t0/1"})
+    assert made.saved("t0") == "t0/1"
+    made.register(ticket("t1", start="t0/1", start_epoch=1))
     work = train(made)
     assert work.lanes == ("t1",)
     assert work.dropped == ("t1",)
-    assert work.added[0].start == "t0-1"
+    assert work.added[0].start == "t0/1"
     assert made.row("t1", 2) is not None
 
 
@@ -267,6 +267,47 @@ def test_after_a_groups_death_a_clone_goes_on_from_its_own_state_and_not_from_it
     made.register(ticket("t1", start="t2/2", start_epoch=2))
     made.adopt("t1", "t0/1", "t1/1")
     assert made.standing("t1").ticket.start == "t2/2", "it was put elsewhere in the meantime"
+
+
+def test_a_state_that_a_clone_waits_for_stays_and_is_not_written_over() -> None:
+    """The source saves on while the clone's group is busy or dead, and may itself be put elsewhere."""
+    made = broker(ticket("t0"), ticket("t1"), ticket("t2"), num_groups=3, run_ahead=1)
+    assert [train(made, group).lanes for group in range(3)] == [("t0",), ("t1",), ("t2",)]
+    assert needed(made) == ()
+    made.register(ticket("t1", start="t0/1", start_epoch=1))
+    assert needed(made) == ("t0/1",)
+    made.register(ticket("t0", start="t2/1", start_epoch=1))
+    assert made.standing("t0").ticket.home == "t0.1", "what it saves as epoch 1 is not what the clone waits for"
+    assert needed(made) == ("t0/1", "t2/1")
+    made.adopt("t1", "t0/1", "t1.1/1")
+    assert needed(made) == ("t2/1",), "it has its own now"
+    made.drop("t0")
+    assert needed(made) == ()
+
+
+def needed(made: Broker) -> tuple[str, ...]:
+    """Have lane t2, which stands alone in group 2, saved; return the states that have to stay."""
+    made.request_save("t2")
+    work = made.take(2)
+    assert work is not None
+    assert work.task is Task.SAVE
+    made.complete_save({"t2": f"t2/{made.standing('t2').epoch}"})
+    return work.needed
+
+
+def test_each_generation_of_a_lane_has_a_home_and_all_but_the_last_two_can_go() -> None:
+    made = broker(ticket("t0"))
+    homes, former = ["t0"], [made.standing("t0").ticket.former_home]
+    for _ in range(3):
+        made.register(ticket("t0", start="t1/1", start_epoch=1))
+        homes.append(made.standing("t0").ticket.home)
+        former.append(made.standing("t0").ticket.former_home)
+    assert homes == ["t0", "t0.1", "t0.2", "t0.3"]
+    assert former == [None, None, "t0", "t0.1"]
+    assert [trial_of(f"{home}/2") for home in homes] == ["t0"] * 4
+    assert made.standing("t0").ticket.is_clone
+    made.adopt("t0", "t1/1", "t0.3/1")
+    assert not made.standing("t0").ticket.is_clone
 
 
 def test_a_lane_that_was_never_saved_starts_over_after_its_groups_death() -> None:

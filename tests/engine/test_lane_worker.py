@@ -17,17 +17,24 @@ from tltrain.train.distributed import Group
 class Lanes:
     """Lanes that train by saying so."""
 
+    def __init__(self) -> None:
+        self.homes: dict[str, str] = {}
+        self.deleted: list[str] = []
+
     def has_room(self) -> bool:
         return True
 
-    def add(self, trial: str, spec: Any, start: str | None) -> None:
-        pass
+    def add(self, trial: str, spec: Any, start: str | None, *, home: str) -> None:
+        self.homes[trial] = home
+
+    def delete_states(self, home: str) -> None:
+        self.deleted.append(home)
 
     def train_epoch(self, trials: list[str], epoch: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
         return [{"lane": trial, "epoch": epoch + 1, "is_last": trial == "last"} for trial in trials], {}
 
     def save(self, trials: list[str], epoch: int) -> dict[str, str]:
-        return {trial: f"{trial}/{epoch}" for trial in trials}
+        return {trial: f"{self.homes.get(trial, trial)}/{epoch}" for trial in trials}
 
     def fingerprint(self, trial: str) -> str:
         return f"sha256 of {trial}"
@@ -52,6 +59,10 @@ def test_a_clone_is_saved_under_its_own_name_before_it_trains(monkeypatch: pytes
     worker._build([Ticket("t0", {}, "a", 4), Ticket("t1", {}, "a", 4, start_epoch=2, start="t0/2")])
     worker._build([Ticket("t2", {}, "a", 4, start_epoch=2, start="t2/2")])
     assert told == [("note_clone", "t1", "t0/2", "sha256 of t1", "t1/2")]
+    assert worker._lanes.deleted == []
+    worker._build([Ticket("t1", {}, "a", 4, start_epoch=3, start="t2/3", generation=2)])
+    assert told[1:] == [("note_clone", "t1", "t2/3", "sha256 of t1", "t1.2/3")]
+    assert worker._lanes.deleted == ["t1"], "the generation before the last one"
 
 
 def test_whatever_a_clone_may_be_built_of_has_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from fake_group import FATAL, FakeGroup, sweep_spec
 from left_behind import placement_groups
 from ray import cloudpickle
 
-from tltrain.engine.broker import Task
+from tltrain.engine.broker import Task, trial_of
 from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected
 from tltrain.engine.schedulers import run_ahead
@@ -107,11 +107,11 @@ def test_other_schedulers_stop_lanes_too(scheduler: str) -> None:
 @pytest.mark.parametrize("scheduler", ["pbt", pytest.param("pb2", marks=pytest.mark.slow)])
 def test_a_clone_starts_from_what_was_saved_of_its_source(scheduler: str) -> None:
     found, (group,) = run(sweep_spec(epochs=6, scheduler=scheduler), rates(0.1, 0.5, 0.8, 0.9))
-    clones = [ticket for work in group.works for ticket in work.added if ticket.start is not None]
+    clones = [ticket for work in group.works for ticket in work.added if ticket.is_clone]
     assert clones
     for ticket in clones:
-        source, _, epoch = str(ticket.start).partition("@")
-        assert source != ticket.trial
+        source, _, epoch = str(ticket.start).partition("/")
+        assert trial_of(source) != ticket.trial
         assert int(epoch) == ticket.start_epoch, "the state saved is of the epoch that was compared"
     assert {(outcome.state, outcome.epochs) for outcome in found.values()} == {("finished", 6)}
     assert any(found[ticket.trial].values != {"optim.learning_rate": 0.9} for ticket in clones)
@@ -166,7 +166,7 @@ def test_lanes_go_on_from_an_earlier_attempt_in_two_groups() -> None:
     spec, trials = sweep_spec(epochs=4, scheduler="asha"), spread(6)
     with groups(spec, [], count=2) as started:
         tickets = [fake_group.make_ticket(4, trial.name, trial.values) for trial in trials]
-        late = [type(t)(t.trial, t.values, t.cohort, 4, start_epoch=2, start=f"{t.trial}@2") for t in tickets]
+        late = [type(t)(t.trial, t.values, t.cohort, 4, start_epoch=2, start=f"{t.trial}/2") for t in tickets]
         ray.get(started[0].broker.register.remote(late))
         found = run_tune(spec, started[0].broker, trials=trials, num_groups=2)
     assert found[0] == Outcome("t0000", "finished", "", 4, trials[0].values)

@@ -70,13 +70,13 @@ def left_over(run: RunFolder) -> Iterator[str]:
     root = run.folder.local_path
     assert root is not None
     yield from (f"{path.relative_to(root)} is left" for path in root.rglob("*") if TEMPORARY.fullmatch(path.name))
-    for kind in ("lanes/*", "groups/*/pretrained", f"{WINNER}/checkpoints", f"{WINNER}/pretrained"):
+    for kind in ("groups/*/pretrained", f"{WINNER}/checkpoints", f"{WINNER}/pretrained"):
         halves = [path for path in root.glob(f"{kind}/*") if path.is_dir() and not (path / COMMIT).exists()]
         yield from (f"{path.relative_to(root)} is half a checkpoint" for path in halves)
     lease = read_lease(run.folder)
     if lease is None or lease.is_live:
         yield "the lease is held"
-    yield from (f"{name}/ is left" for name in ("ray", "progress") if run.folder.exists(name))
+    yield from (f"{name}/ is left" for name in ("ray", "progress", "lanes") if run.folder.exists(name))
 
 
 def trained_again(log: Path, finished_at: Mapping[str, float]) -> Iterator[str]:

@@ -127,12 +127,14 @@ def test_what_is_missing_or_doubled_in_the_folder_of_a_sweep_is_noticed(folder: 
 
 def test_what_is_left_over_in_the_folder_of_a_sweep_is_noticed(folder: Folder) -> None:
     folder.run.folder.child("lanes", "t0", "2").write_bytes("info.json", b"{}")
+    folder.run.folder.child("winner", "checkpoints", "2").write_bytes("info.json", b"{}")
     folder.run.folder.child("ray").write_bytes(".x.01234567.tmp", b"")
     assert list(left_over(folder.run)) == [
         "ray/.x.01234567.tmp is left",
-        "lanes/t0/2 is half a checkpoint",
+        "winner/checkpoints/2 is half a checkpoint",
         "the lease is held",
         "ray/ is left",
+        "lanes/ is left",
     ]
 
 

@@ -73,7 +73,7 @@ def test_the_newest_and_the_protected_are_kept(folder: Folder) -> None:
     checkpoints.protect(4)
     save(checkpoints, 6, 7)
     assert folder.names() == ["4", "6", "7"]
-    checkpoints.protect(None)
+    checkpoints.protect()
     save(checkpoints, 8)
     assert folder.names() == ["7", "8"]
 

@@ -156,6 +156,26 @@ def test_a_saved_lane_goes_on_elsewhere_with_the_same_bits(tmp_path: Path) -> No
     assert curve(rows) == curve(expected)
 
 
+def test_a_state_that_is_needed_stays_whatever_is_saved(tmp_path: Path) -> None:
+    spec = lane_spec(tmp_path, "upper", {}, "lane")
+    run = RunFolder.at(spec.storage, "sweep")
+    group = LaneGroup(spec, run, ALONE, index=0, passes=2)
+    group.add("t0", spec, None)
+    group.add("t1", spec, None, home="t1.2")
+    group.needed = frozenset({"t0/1", "t9/2"})
+    for epoch in range(1, 6):
+        assert group.save(["t0", "t1"], epoch) == {"t0": f"t0/{epoch}", "t1": f"t1.2/{epoch}"}
+    states = run.folder.child("lanes")
+    assert states.child("t0").names() == ["1", "3", "4", "5"]
+    assert states.child("t1.2").names() == ["3", "4", "5"]
+    group.delete_states("t0")
+    group.delete_states("t1.2")
+    assert states.names() == ["t0"]
+    group.needed = frozenset()
+    group.save(["t0"], 6)
+    assert states.child("t0").names() == ["4", "5", "6"]
+
+
 def test_a_lane_goes_back_to_the_newest_state_whose_epochs_are_known(tmp_path: Path) -> None:
     run = RunFolder.at(str(tmp_path), "sweep")
     states = Checkpoints(run.folder.child("lanes", "t0"), keep=3)

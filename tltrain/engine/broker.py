@@ -19,7 +19,9 @@ class Ticket:
     """What a group needs to build a lane: the spec's values, where it starts, how long it trains.
 
     cohort: lanes with the same text share batches. cost: of one epoch, in any unit, to spread lanes over groups.
-    start: name of the saved state it goes on from, None for the pretrained network.
+    start: name of the saved state it goes on from, None for the pretrained network. generation: how often the lane was
+    put to another's state; each has a home of its own for its states, so that none is written over while somebody is
+    still to start from it.
     """
 
     trial: str
@@ -29,6 +31,27 @@ class Ticket:
     cost: float = 1.0
     start_epoch: int = 0
     start: str | None = None
+    generation: int = 0
+
+    @property
+    def home(self) -> str:
+        """What the names of its own states begin with, before the slash and the epoch."""
+        return f"{self.trial}.{self.generation}" if self.generation else self.trial
+
+    @property
+    def former_home(self) -> str | None:
+        """The home of the generation before the last one, None where there was none."""
+        return None if self.generation < 2 else dataclasses.replace(self, generation=self.generation - 2).home
+
+    @property
+    def is_clone(self) -> bool:
+        """Whether it starts from the state of another lane."""
+        return self.start is not None and self.start.rpartition("/")[0] != self.home
+
+
+def trial_of(state: str) -> str:
+    """Return the trial of which a state of this name was saved."""
+    return state.partition("/")[0].partition(".")[0]
 
 
 class Task(Enum):
@@ -44,7 +67,8 @@ class Task(Enum):
 class Work:
     """One piece of work for one group. `dropped` lanes are forgotten, then `added` ones built, then the task is done.
 
-    A lane that starts again elsewhere is in both.
+    A lane that starts again elsewhere is in both. `needed` are the states that lanes are still to be built from, which
+    stay whatever is saved.
     """
 
     task: Task
@@ -52,6 +76,7 @@ class Work:
     epoch: int = 0
     added: tuple[Ticket, ...] = ()
     dropped: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
 
 
 class State(Enum):
@@ -132,8 +157,10 @@ class Broker:
     def register(self, ticket: Ticket) -> None:
         """Add a lane, or put it back to another start (a clone of another trial's lane)."""
         before = self._lanes.get(ticket.trial)
-        if before is not None and before.is_built:
-            self._to_drop[before.group].append(ticket.trial)
+        if before is not None:
+            ticket = dataclasses.replace(ticket, generation=before.ticket.generation + 1)
+            if before.is_built:
+                self._to_drop[before.group].append(ticket.trial)
         group = self._new_group() if before is None else before.group
         allowed = ticket.start_epoch + self._run_ahead
         self._lanes[ticket.trial] = _Lane(ticket, group, allowed, ticket.start_epoch)
@@ -273,7 +300,12 @@ class Broker:
             lane.state = State.TRAINING if task is Task.TRAIN else State.SAVING
             lane.is_built = True
         trials = tuple(lane.ticket.trial for lane in lanes)
-        return Work(task, trials, lanes[0].epoch, added, self._take_dropped(group))
+        return Work(task, trials, lanes[0].epoch, added, self._take_dropped(group), self._needed())
+
+    def _needed(self) -> tuple[str, ...]:
+        """Return the states that clones start from; one that has saved its own needs its source's no more."""
+        tickets = (lane.ticket for lane in self._lanes.values() if lane.state not in ENDED)
+        return tuple(sorted({ticket.start for ticket in tickets if ticket.start is not None and ticket.is_clone}))
 
     def _take_dropped(self, group: int) -> tuple[str, ...]:
         """Return the lanes that `group` may forget and has not been told of yet."""

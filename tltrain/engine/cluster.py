@@ -6,6 +6,7 @@ Nothing here needs torch, so that a cluster can start while torch is imported, w
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from tltrain.engine.plan import Node, Request, find_shortage, make_request
 from tltrain.errors import LostError, ResourceError
@@ -93,7 +94,7 @@ def private_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for name, value in {**ENVIRONMENT, **PRIVATE_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
-    with scratch_folder("tltrain-ray-", sockets=LONGEST_SOCKET) as folder, _on_loopback():
+    with scratch_folder("tltrain-ray-", sockets=LONGEST_SOCKET) as folder, _on_loopback(), _apart():
         try:
             ray.init(
                 address="local",
@@ -114,6 +115,20 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Have Ray start its processes outside of this one's group.
+
+    A signal to the whole group, such as timeout(1) sends, must not end Ray: the program is still to write a checkpoint.
+    """
+    before = services.ConsolePopen
+    services.ConsolePopen = functools.partial(before, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 def _ray_logging() -> dict[str, Any]:

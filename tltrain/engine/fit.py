@@ -46,7 +46,7 @@ def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, An
             wait = wait_for_room_again if failures else wait_for_room
             request = wait(spec.resources, run)
             if failures == 0:
-                preflight(spec, run, request)
+                request = preflight(spec, run, request)
             run.update(attempts=run.state().get("attempts", 0) + 1, workers=request.max_workers)
             try:
                 summary = _attempt(spec, run, request, poll)

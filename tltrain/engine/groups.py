@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import ray
 
 from tltrain.engine.alone import run_alone, start_process
-from tltrain.engine.cluster import live_nodes
+from tltrain.engine.cluster import live_nodes, wait_for_room_again
 from tltrain.engine.fit import GROUP_FAILURES, build_trainer, retry_or_raise, unwrap
 from tltrain.engine.lane_worker import lane_worker
 from tltrain.engine.plan import Request, capacity
@@ -59,6 +60,7 @@ class WorkerGroups:
         for process in started[count:]:
             ray.kill(process)
         self._futures: list[concurrent.futures.Future[Record]] = []
+        self._waiting = threading.Lock()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -112,6 +114,8 @@ class WorkerGroups:
                         logger.warning("no node is left for worker group %d; the others take its lanes", index + 1)
                         ray.get(self._broker.retire.remote(index))
                         return {}
+                    with self._waiting:  # a start for which there is no room would end as another loss
+                        wait_for_room_again(self._spec.resources, self._run)
             ray.get(self._broker.restart.remote(index))
 
     def _gives_up(self) -> bool:

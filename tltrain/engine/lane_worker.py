@@ -81,6 +81,7 @@ class _LaneWorker:
     def _do(self, work: Work) -> None:
         for trial in work.dropped:
             self._lanes.drop(trial)
+        self._lanes.needed = frozenset(work.needed)
         if work.task is Task.FINISH:
             self._finish(work)
             return
@@ -99,8 +100,9 @@ class _LaneWorker:
                 logger.info("memory for %d lanes at a time; %d more wait", limit, len(refused))
                 self._tell("refuse", refused, limit)
                 return refused
-            self._lanes.add(ticket.trial, apply(self._spec, Trial(ticket.trial, ticket.values)), ticket.start)
-            if ticket.start is not None and not ticket.start.startswith(f"{ticket.trial}/"):
+            spec = apply(self._spec, Trial(ticket.trial, ticket.values))
+            self._lanes.add(ticket.trial, spec, ticket.start, home=ticket.home)
+            if ticket.is_clone:
                 self._adopt(ticket)
         return []
 
@@ -108,6 +110,8 @@ class _LaneWorker:
         """Save a clone under a name of its own: its source moves on, and forgets the state that the clone came from."""
         names, hashes = self._saved([ticket.trial], ticket.start_epoch)
         self._tell("note_clone", ticket.trial, ticket.start, hashes[ticket.trial], names[ticket.trial])
+        if ticket.former_home is not None:  # the last one may have been chosen by a clone that is not known yet
+            self._lanes.delete_states(ticket.former_home)
 
     def _train(self, lanes: list[str], epoch: int) -> None:
         if not lanes:

@@ -30,12 +30,14 @@ from tltrain.errors import RunError
 from tltrain.run_folder import WINNER, RunFolder
 from tltrain.spec.schema import Spec, SweepSpec
 from tltrain.spec.space import Trial, check_all, propose
-from tltrain.train.lane_group import newest_state
+from tltrain.train.lane_group import STATES_FOLDER, newest_state
 from tltrain.train.measured import Record, merged
 
 logger = logging.getLogger(__name__)
 
 ALL_LANES = 100_000
+START_OVER = ("pbt", "pb2", "hyperband")
+"""Schedulers whose trials depend on each other: after a loss of the driver all that have not ended begin anew."""
 STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
 
@@ -63,7 +65,7 @@ def sweep(
             wait = wait_for_room_again if failures else wait_for_room
             request = wait(spec.resources, run)
             if failures == 0:
-                preflight(spec, run, request)
+                request = preflight(spec, run, request)
             num_groups = count_groups(request, len(record.trials) or spec.sweep.num_trials or 1)
             run.update(workers=num_groups * request.max_workers, groups=num_groups)
             driver = _Driver(spec, run, record, request, num_groups, shares, poll, () if failures else started)
@@ -111,6 +113,7 @@ class _Driver:
         assert spec.sweep is not None
         self._spec, self._sweep, self._run, self._record = spec, spec.sweep, run, record
         self._request, self._num_groups, self._poll = request, num_groups, poll
+        self._starts_over = self._sweep.scheduler in START_OVER
         self._make_ticket = functools.partial(make_ticket, spec, dict(shares))
         is_isolated = self._sweep.isolation == "process"
         self._broker = start_broker(
@@ -131,6 +134,7 @@ class _Driver:
             self._search()
             winner = self._confirm()
             summary = self._finish(winner)
+        self._run.folder.delete(STATES_FOLDER)  # nobody saves any more, and nothing goes on from there
         self._write_measured(self._groups.measured())
         return summary
 
@@ -139,6 +143,8 @@ class _Driver:
 
     def _search(self) -> None:
         trials = self._record.unfinished()
+        if self._starts_over:
+            self._run.folder.delete(STATES_FOLDER)  # of lanes that will save others under the same names
         proposals = 0
         if self._sweep.search == "optuna":
             proposals = max(0, (self._sweep.num_trials or 0) - len(self._record.trials))
@@ -164,8 +170,9 @@ class _Driver:
         Not from one whose epochs have no rows: these were lost with the driver, and come anew.
         """
         ticket = self._make_ticket(trial.name, trial.values)
-        starts_over = self._sweep.scheduler in ("pbt", "pb2", "hyperband")
-        state = newest_state(self._run, trial.name, most=0 if starts_over else self._record.epochs_of(trial.name))
+        state = None
+        if not self._starts_over:
+            state = newest_state(self._run, trial.name, most=self._record.epochs_of(trial.name))
         if state is not None:
             ticket = dataclasses.replace(ticket, start=state[0], start_epoch=state[1])
         self._record.restart(trial.name, ticket.start_epoch)

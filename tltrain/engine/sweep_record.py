@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tltrain.engine.broker import trial_of
 from tltrain.engine.broker_actor import Event
 from tltrain.engine.tuning import Outcome
 from tltrain.report.sweep import TRIALS_FILE, write_trials_table
@@ -91,9 +92,8 @@ class SweepRecord:
                 entry["state"] = SETTLED[event.kind]
 
     def _note_clone(self, entry: dict[str, Any], event: Event) -> None:
-        source, _, _ = event.data["state"].partition("/")
         hashes = {"sha256": event.data["sha256"], "source_sha256": self._saved.get(event.data["state"])}
-        entry.setdefault("clones", []).append({"source": source, "epoch": event.epoch, **hashes})
+        entry.setdefault("clones", []).append({"source": trial_of(event.data["state"]), "epoch": event.epoch, **hashes})
 
     def restart(self, trial: str, epoch: int) -> None:
         """A trial goes on after `epoch` epochs: what an earlier attempt told of later ones is forgotten."""

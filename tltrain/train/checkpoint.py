@@ -51,16 +51,16 @@ class Checkpoints:
         assert keep >= 1, keep
         self._folder = folder
         self._keep = keep
-        self._protected: int | None = None
+        self._protected: frozenset[int] = frozenset()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def protect(self, step: int | None) -> None:
-        """Never delete the checkpoint of this step (the best one); takes effect with the next save.
+    def protect(self, *steps: int) -> None:
+        """Never delete the checkpoints of these steps (such as the best one), and no others; from the next save on.
 
         Not remembered on disk: call it again after a restart.
         """
-        self._protected = step
+        self._protected = frozenset(steps)
 
     def save(self, step: int, parts: Mapping[str, State], info: dict[str, Any], *, background: bool = True) -> None:
         """Copy the state now, write it and then delete old checkpoints.
@@ -73,7 +73,7 @@ class Checkpoints:
         packed = {name: pack(parts[name]) for name in sorted(parts)}
         info_tensors, info_skeleton = pack(info)
         assert not info_tensors, f"info cannot hold tensors: {sorted(info_tensors)}"
-        kept = {step, self._protected}
+        kept = self._protected | {step}
         self._pending = self._writer.submit(self._write, step, packed, info_skeleton, kept)
         if not background:
             self.wait()
@@ -118,7 +118,7 @@ class Checkpoints:
     def prune(self) -> None:
         """Delete what the next save would delete: all but the newest and the protected."""
         self.wait()
-        self._prune({self._protected})
+        self._prune(self._protected)
 
     def delete_after(self, step: int) -> None:
         """Delete the checkpoints of later steps, for a run that goes back to `step`."""
@@ -173,7 +173,7 @@ class Checkpoints:
     def _successor(self, step: int) -> Folder:
         return self._folder.child(f"{step}.new")
 
-    def _write(self, step: int, packed: Mapping[str, Any], info: Any, kept: set[int | None]) -> None:
+    def _write(self, step: int, packed: Mapping[str, Any], info: Any, kept: frozenset[int]) -> None:
         self._finish_replacing()
         if self._at(step).exists(COMMIT):
             _write_into(self._successor(step), step, packed, info)
@@ -183,7 +183,7 @@ class Checkpoints:
             _write_into(self._at(step), step, packed, info)
         self._prune(kept)
 
-    def _prune(self, kept: set[int | None]) -> None:
+    def _prune(self, kept: frozenset[int]) -> None:
         """Delete all but the newest and the kept; remains of writes that failed or were cut short go too."""
         kept = kept | set(self.steps()[-self._keep :])
         for step in self._all_steps():

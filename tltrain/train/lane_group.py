@@ -29,6 +29,7 @@ from tltrain.train.skipped import read_looks, write_looks
 from tltrain.train.workbench import Workbench, fingerprint, open_folder, open_store
 
 LANE = "lane"
+STATES_FOLDER = "lanes"
 KEPT_STATES = 3
 """Saved states per lane: a clone may still be on its way to an earlier one."""
 
@@ -37,6 +38,7 @@ KEPT_STATES = 3
 class _Member:
     lane: Lane
     bench: Workbench
+    home: str
 
 
 class LaneGroup:
@@ -66,16 +68,21 @@ class LaneGroup:
         self._meter = Meter(run.folder if group.is_first else None, str(index))
         self._benches: dict[str, Workbench] = {}
         self._members: dict[str, _Member] = {}
+        self.needed: frozenset[str] = frozenset()
+        """Names of saved states that lanes, of other groups too, are still to be built from: they are not deleted."""
         self._epochs: defaultdict[str, LaneEpochs] = defaultdict(LaneEpochs)
         self._phases = Phases(torch.device("cpu"))
 
-    def add(self, trial: str, spec: Spec, start: str | None) -> None:
-        """Build the lane of `trial`, from the state saved under the name `start` or from the pretrained network."""
+    def add(self, trial: str, spec: Spec, start: str | None, *, home: str | None = None) -> None:
+        """Build the lane of `trial`, from the state saved under the name `start` or from the pretrained network.
+
+        home: folder for the states that are saved of it; where it is left out, the trial's name.
+        """
         bench = self._bench(spec)
         lane = bench.make_lane(trial, spec)
         if start is not None:
             lane.load_state(self._load(start))
-        self._members[trial] = _Member(lane, bench)
+        self._members[trial] = _Member(lane, bench, home or trial)
 
     def has_room(self) -> bool:
         """Whether the memory of every rank has room for another lane like the one that was built last."""
@@ -107,11 +114,14 @@ class LaneGroup:
             fill(bench, depths, self._folder, f"{self._attempt} {key}")
 
     def _load(self, start: str) -> Any:
-        trial, epoch = start.rsplit("/", 1)
-        return self._checkpoints(trial).load(int(epoch)).parts[LANE]
+        home, epoch = start.rsplit("/", 1)
+        return self._checkpoints(home).load(int(epoch)).parts[LANE]
 
-    def _checkpoints(self, trial: str) -> Checkpoints:
-        return Checkpoints(self._run.folder.child("lanes", trial), keep=KEPT_STATES)
+    def _checkpoints(self, home: str) -> Checkpoints:
+        states = Checkpoints(self._run.folder.child(STATES_FOLDER, home), keep=KEPT_STATES)
+        needed = (name.rpartition("/") for name in self.needed)
+        states.protect(*(int(epoch) for other, _, epoch in needed if other == home))
+        return states
 
     def drop(self, trial: str) -> None:
         """Forget a lane."""
@@ -155,13 +165,19 @@ class LaneGroup:
 
     def save(self, trials: Sequence[str], epoch: int) -> dict[str, str]:
         """Save the lanes of `trials` as they stand after `epoch` epochs; return trial -> name of its state."""
+        members = {trial: self._members[trial] for trial in trials}
         with self._phases("checkpoint"):
-            for trial in trials:
-                state = self._members[trial].lane.state()
+            for trial, member in members.items():
+                state = member.lane.state()
                 if self._group.is_first:
-                    self._checkpoints(trial).save(epoch, {LANE: state}, {"trial": trial}, background=False)
+                    self._checkpoints(member.home).save(epoch, {LANE: state}, {"trial": trial}, background=False)
             self._group.barrier()
-        return {trial: f"{trial}/{epoch}" for trial in trials}
+        return {trial: f"{member.home}/{epoch}" for trial, member in members.items()}
+
+    def delete_states(self, home: str) -> None:
+        """Delete what was saved in a home, unless something there is needed; then it all stays."""
+        if self._group.is_first and all(name.rpartition("/")[0] != home for name in self.needed):
+            self._run.folder.child(STATES_FOLDER).delete(home)
 
     def fingerprint(self, trial: str) -> str:
         """Return the sha256 over the weights of a lane as they are now."""
@@ -205,7 +221,7 @@ def newest_state(run: RunFolder, trial: str, *, most: int) -> tuple[str, int] | 
 
     Of those after at most so many epochs: later ones are deleted, for the lane will save others in their place.
     """
-    states = Checkpoints(run.folder.child("lanes", trial), keep=KEPT_STATES)
+    states = Checkpoints(run.folder.child(STATES_FOLDER, trial), keep=KEPT_STATES)
     states.delete_after(most)
     try:
         checkpoint = states.newest()

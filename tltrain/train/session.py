@@ -109,7 +109,7 @@ class Session:
         self.lane.load_state(checkpoint.parts[LANE])
         self._drop_rows_after(checkpoint.step)
         if self.group.is_first:
-            self.checkpoints.protect(checkpoint.info["best_step"])
+            self._protect(checkpoint.info["best_step"])
             self.checkpoints.prune()
             if self.run.folder.exists(TIMINGS_FILE):
                 self._earlier_s = self.run.read_json(TIMINGS_FILE).get("seconds", {})
@@ -194,8 +194,11 @@ class Session:
             state, best = self.lane.state(), self.lane.best
             if self.group.is_first:
                 best_step = None if best is None else best["step"]
-                self.checkpoints.protect(best_step)
+                self._protect(best_step)
                 self.checkpoints.save(step, {LANE: state}, self._info | {"best_step": best_step})
+
+    def _protect(self, best_step: int | None) -> None:
+        self.checkpoints.protect(*([] if best_step is None else [best_step]))
 
     def _write_timings(self) -> None:
         """Write the seconds of rank 0 by phase, those of earlier attempts included."""
