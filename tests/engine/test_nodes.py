@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -16,7 +17,7 @@ from test_fit import digest, prepared
 from tiny import tiny_spec
 
 from tltrain.engine import cluster as engine_cluster
-from tltrain.engine import preflight
+from tltrain.engine import node_check, preflight
 from tltrain.engine.cluster import live_nodes, wait_for_room, wait_for_room_again
 from tltrain.engine.fit import fit
 from tltrain.engine.sweep import sweep
@@ -76,6 +77,30 @@ def test_before_training_a_node_that_is_not_like_the_others_is_named(
     named = {problem.where for problem in caught.value.problems if problem.key == "data.train"}
     assert len(named) == 1
     assert any(problem.where in named and "GLOO_SOCKET_IFNAME" in problem.action for problem in caught.value.problems)
+
+
+@pytest.mark.slow
+def test_a_node_lost_while_it_is_checked_is_no_mistake_of_its_set_up(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = two_workers(tmp_path, "lost")
+    run, dying = prepared(spec), cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+
+    def look(*arguments: Any, **options: Any) -> node_check.Findings:
+        if arguments[-1] == dying.node_id:
+            time.sleep(600)
+        return node_check.look(*arguments, **options)
+
+    monkeypatch.setattr(preflight, "look", look)
+    end = threading.Timer(8.0, lambda: cluster.remove_node(dying, allow_graceful=False))
+    end.start()
+    with caplog.at_level(logging.INFO):
+        request = preflight.preflight(spec, run, wait_for_room(spec.resources))
+    end.join()
+    assert request.max_workers == 2
+    assert f"{dying.node_id[:8]}) was lost while it was checked" in caplog.text
+    assert "all 2 nodes see data, storage and weights, and can meet" in caplog.text
 
 
 @pytest.mark.slow

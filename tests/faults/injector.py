@@ -65,13 +65,13 @@ def count_calls() -> Counter[str]:
 
 
 def arm(fault: Fault, act: Callable[[Fault], None] | None = None) -> None:
-    """Make `fault` happen in this process; `act` does it, by default as the fault's action says."""
-    calls, act = 0, act or _act
+    """Make `fault` happen in this process, in none that it forks; `act` does it, by default as the fault says."""
+    calls, act, armed = 0, act or _act, os.getpid()
 
     def breaking(call: Callable[[], Any]) -> Any:
         nonlocal calls
         calls += 1
-        is_due = calls == fault.call
+        is_due = calls == fault.call and os.getpid() == armed
         if is_due and fault.moment == BEFORE:
             act(fault)
         result = call()

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from tltrain.data.base import Split
 from tltrain.data.decode import decode
 from tltrain.data.decoded import DecodedImages, is_deterministic
+from tltrain.data.loader_processes import cut_connections_named, stopped_loaders_ended
 from tltrain.data.mixing import Mixing, draw, mix
 from tltrain.data.order import eval_positions, global_order, rank_positions, sample_seed, steps_per_epoch
 from tltrain.data.preprocessing import Preprocessing
-from tltrain.data.shared_memory import cut_connections_named
 from tltrain.data.transforms import Transform, evaluation_transform, training_transform
 from tltrain.environment import num_cores
 from tltrain.errors import DataError, Problem
@@ -283,13 +283,20 @@ def _batches(
     marked = requests if decoded is None else _marked(requests, decoded)
     fork_safe = split.source.fork_safe
     loader = open_loader(reader, marked, fork_safe, seed=seed, num_workers=num_workers, pin_memory=pin_memory)
-    with cut_connections_named() if num_workers else contextlib.nullcontext():
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
-            if decoded is not None:
-                decoded.filled[batch.ids.numpy()] = True
-            yield batch
+    for batch in watched(loader):
+        if isinstance(batch, DataError):
+            raise batch
+        if decoded is not None:
+            decoded.filled[batch.ids.numpy()] = True
+        yield batch
+
+
+def watched(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield what a loader gives. Raises LostError where one of its processes dies, and ends those that are stopped."""
+    batches = iter(loader)
+    pids = [process.pid for process in getattr(batches, "_workers", ())]
+    with cut_connections_named() if pids else contextlib.nullcontext(), stopped_loaders_ended(pids):
+        yield from batches
 
 
 def open_loader(

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from tltrain.data.base import Source
 from tltrain.data.decode import decode
-from tltrain.data.loader import open_loader
+from tltrain.data.loader import open_loader, watched
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.data.transforms import evaluation_transform
 from tltrain.errors import DataError, Problem, StorageError
@@ -80,7 +80,7 @@ def decoded_batches(
 ) -> Iterator[Decoded]:
     """Yield the images of each of `requests`, positions int64 [b], in their order. Raises StorageError."""
     loader = open_loader(reader, requests, fork_safe, seed=0, num_workers=num_workers, pin_memory=pin_memory)
-    for batch in loader:
+    for batch in watched(loader):
         if isinstance(batch, StorageError):
             raise batch
         yield batch

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tltrain.data.shared_memory import dead_loaders_named
+from tltrain.data.loader_processes import dead_loaders_named
 from tltrain.errors import CheckpointError, DivergedError
 from tltrain.progress import Meter
 from tltrain.run_folder import RunFolder

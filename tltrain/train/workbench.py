@@ -15,8 +15,8 @@ from torch import Tensor
 from tltrain.data.bare import bare_eval_batches, bare_train_batches
 from tltrain.data.decoded import DecodedImages, is_deterministic, plan_decoded_images
 from tltrain.data.loader import Batch, eval_batches, resolve_loader_workers, steps_per_epoch, train_batches
+from tltrain.data.loader_processes import within_shared_memory
 from tltrain.data.preprocessing import Preprocessing
-from tltrain.data.shared_memory import within_shared_memory
 from tltrain.data.splits import Split, Splits
 from tltrain.data.transforms import resolve_preprocessing
 from tltrain.errors import DataError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tltrain.data import shared_memory
-from tltrain.data.shared_memory import cut_connections_named, dead_loaders_named, within_shared_memory
+from tltrain.data import loader_processes
+from tltrain.data.loader_processes import cut_connections_named, dead_loaders_named, within_shared_memory
 from tltrain.errors import LostError
 
 BATCH = 100_000
@@ -18,7 +18,7 @@ BATCH = 100_000
 @pytest.fixture
 def scarce(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Shared memory of 1 MB."""
-    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", small_disk)
+    monkeypatch.setattr(loader_processes, "SHARED_MEMORY", small_disk)
     return small_disk
 
 

@@ -1,12 +1,16 @@
-"""The memory that loader processes share with training: for how many it is enough, and what the death of one says."""
+"""Loader processes: for how many shared memory is enough, what the death of one says, the end of a stopped one."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import shutil
-from collections.abc import Iterator
+import signal
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tltrain.errors import LostError
@@ -14,11 +18,15 @@ from tltrain.errors import LostError
 SHARED_MEMORY = Path("/dev/shm")
 BATCHES_OF_EACH = 3
 """Batches that each loader process has in shared memory: two that were asked for ahead, and one that is used."""
+LOOK_S, LOOKS = 5.0, 8
+"""How often it is looked whether loader processes are stopped, and so many times in a row until one is ended."""
 _CAUGHT = "Caught "
 _FULL = "The system does so when memory is full: lower data.num_loader_workers"
-_AGAIN = "The same command goes on from the newest checkpoint"
+_AGAIN = "The same command goes on where it was"
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
 _BUS_ERROR = "Bus error"
+_ended_here: set[str] = set()
+"""Loader processes that were stopped and that this process has ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +60,9 @@ def dead_loaders_named() -> Iterator[None]:
             raise
         pids, by = found.groups()
         how = f"was killed ({by})" if by else "has died"
-        if by == _BUS_ERROR:
+        if pids in _ended_here:
+            how, why = "stood still, stopped by a signal, and was ended", "Look at what stopped it"
+        elif by == _BUS_ERROR:
             why = f"shared memory ({SHARED_MEMORY}) is full: give it more (docker run --shm-size=2g)"
         else:
             why = _FULL
@@ -73,3 +83,36 @@ def cut_connections_named() -> Iterator[None]:
         if str(error).startswith(_CAUGHT):
             raise
         raise LostError("the loader process has died while it sent a batch", f"{_FULL}. {_AGAIN}") from error
+
+
+@contextlib.contextmanager
+def stopped_loaders_ended(pids: Collection[int]) -> Iterator[None]:
+    """During a `with` block, end those of the loader processes `pids` that are stopped for 40 s: they are waited for.
+
+    Where this process is stopped as well, as by Ctrl-Z, nobody looks, and nothing is ended.
+    """
+    is_over = threading.Event()
+    if pids and Path("/proc/self").exists():
+        threading.Thread(target=_watch, args=(pids, is_over), name="stopped-loaders", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def _watch(pids: Collection[int], is_over: threading.Event) -> None:
+    looks = Counter[int]()
+    while not is_over.wait(LOOK_S):
+        for pid in pids:
+            looks[pid] = looks[pid] + 1 if _is_stopped(pid) else 0
+            if looks[pid] == LOOKS:
+                _ended_here.add(str(pid))
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:  # it has ended
+        return False
