@@ -16,6 +16,7 @@ from tltrain.disk import TEMPORARY
 from tltrain.lease import read_lease
 from tltrain.report.sweep import TRIALS_FILE
 from tltrain.run_folder import WINNER, RunFolder
+from tltrain.spec.load import dump_yaml
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial, apply
 from tltrain.train.checkpoint import COMMIT
@@ -116,7 +117,8 @@ def equal_winner(run: RunFolder, spec: Spec, alone: Path) -> Iterator[str]:
     best = max(entry["best"]["top1"] for entry in entries.values())
     if winner["best"]["top1"] != best:
         yield f"{winner['trial']} won with {winner['best']['top1']}, and the best has {best}"
-    own = apply_to(spec, winner).model_copy(update={"name": f"alone-{winner['trial']}", "storage": str(alone)})
+    own = apply_to(spec, winner).model_copy(update={"name": "alone", "storage": str(alone)})
+    own = own.model_copy(update={"name": f"alone-{hashlib.sha256(dump_yaml(own).encode()).hexdigest()[:8]}"})
     kept = RunFolder.at(own.storage, own.name)
     if not kept.exists():
         ranks.run(1, _train_alone, own)
