@@ -66,9 +66,9 @@ def preflight(spec: Spec, run: RunFolder, request: Request) -> Request:
     """Check every node that may hold a worker, in small tasks without CPUs or GPUs; return the request.
 
     Where this node is the only one there is nothing to compare, and nothing is done. Where a node is lost meanwhile,
-    the others are checked again, and the request is returned as these can hold it, which is waited for. Raises
-    ResourceError with all problems, each naming its node, in under a minute, and LostError where there is no room any
-    more.
+    the others are checked again, and the request is returned as these can hold it, which is waited for. A check takes
+    less than a minute. Raises ResourceError with all problems, each naming its node, and LostError where nodes were
+    lost and there is no room any more.
     """
     for number in range(1, ROUNDS + 1):
         places = _places(request)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from tltrain.data.base import Source
 from tltrain.data.decode import decode
 from tltrain.data.loader import open_loader, watched
+from tltrain.data.loader_processes import dead_loaders_named
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.data.transforms import evaluation_transform
 from tltrain.errors import DataError, Problem, StorageError
@@ -78,9 +79,10 @@ class Reader(Dataset[Any]):
 def decoded_batches(
     reader: Reader, requests: Iterable[np.ndarray], *, fork_safe: bool, num_workers: int, pin_memory: bool
 ) -> Iterator[Decoded]:
-    """Yield the images of each of `requests`, positions int64 [b], in their order. Raises StorageError."""
+    """Yield the images of each of `requests`, positions int64 [b], in their order. Raises StorageError and LostError."""
     loader = open_loader(reader, requests, fork_safe, seed=0, num_workers=num_workers, pin_memory=pin_memory)
-    for batch in watched(loader):
-        if isinstance(batch, StorageError):
-            raise batch
-        yield batch
+    with dead_loaders_named():
+        for batch in watched(loader):
+            if isinstance(batch, StorageError):
+                raise batch
+            yield batch
