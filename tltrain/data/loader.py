@@ -292,7 +292,7 @@ def _batches(
 
 
 def watched(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield what a loader gives, and end those of its processes that are stopped. Raises LostError where one is cut off."""
+    """Yield what a loader gives, and end its processes that are stopped. Raises LostError where one is cut off."""
     batches = iter(loader)
     pids = [process.pid for process in getattr(batches, "_workers", ())]
     with cut_connections_named() if pids else contextlib.nullcontext(), stopped_loaders_ended(pids):

@@ -79,7 +79,7 @@ class Reader(Dataset[Any]):
 def decoded_batches(
     reader: Reader, requests: Iterable[np.ndarray], *, fork_safe: bool, num_workers: int, pin_memory: bool
 ) -> Iterator[Decoded]:
-    """Yield the images of each of `requests`, positions int64 [b], in their order. Raises StorageError and LostError."""
+    """Yield the images of each of `requests`, positions int64 [b], in order. Raises StorageError and LostError."""
     loader = open_loader(reader, requests, fork_safe, seed=0, num_workers=num_workers, pin_memory=pin_memory)
     with dead_loaders_named():
         for batch in watched(loader):
