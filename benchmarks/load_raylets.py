@@ -33,7 +33,7 @@ PATIENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
-    "REPORTER_UPDATE_INTERVAL_MS": "600000",  # each node's agent looks at all processes of the machine, here those of all
+    "REPORTER_UPDATE_INTERVAL_MS": "600000",  # each agent looks at all of the machine
 }
 os.environ.update(PATIENT)  # before Ray is imported, which reads them then
 
