@@ -148,6 +148,7 @@ def test_workers_write_nothing_more_once_another_attempt_has_taken_over(cluster:
     assert run.read_json(LEASE_FILE)["owner"] == "another"
 
 
+@pytest.mark.slow
 def test_an_elastic_run_takes_what_the_cluster_has(cluster: None, tmp_path: Path) -> None:
     cpus = int(ray.cluster_resources()["CPU"])
     spec = tiny_spec(tmp_path, {"resources.num_workers": {"min": 1, "max": cpus}, "train.batch_size": 32})
