@@ -86,9 +86,10 @@ def test_a_node_lost_while_it_is_checked_is_no_mistake_of_its_set_up(
     spec = two_workers(tmp_path, "lost")
     run, dying = prepared(spec), cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
+    its_id = dying.node_id  # the task takes along what it names
 
     def look(*arguments: Any, **options: Any) -> node_check.Findings:
-        if arguments[-1] == dying.node_id:
+        if arguments[-1] == its_id:
             time.sleep(600)
         return node_check.look(*arguments, **options)
 
@@ -99,7 +100,7 @@ def test_a_node_lost_while_it_is_checked_is_no_mistake_of_its_set_up(
         request = preflight.preflight(spec, run, wait_for_room(spec.resources))
     end.join()
     assert request.max_workers == 2
-    assert f"{dying.node_id[:8]}) was lost while it was checked" in caplog.text
+    assert f"{its_id[:8]}) was lost while it was checked" in caplog.text
     assert "all 2 nodes see data, storage and weights, and can meet" in caplog.text
 
 

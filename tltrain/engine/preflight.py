@@ -29,7 +29,7 @@ MEET_S = 15.0
 """Seconds for the nodes to meet, beside as many as they took to look around: on busy machines both take longer."""
 LEAST_S = 10.0
 """Seconds that the nodes have for either in any case, however long the driver itself needs to look around."""
-DEATH_S = 10.0
+DEATH_S = 40.0
 """Seconds after which Ray has noticed, at the latest, that a node is lost whose task has failed."""
 ROUNDS = 3
 """How often nodes are checked, where some are lost meanwhile."""
