@@ -10,7 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from tltrain import disk
-from tltrain.disk import TEMPORARY, delete_unfinished, make_folder, replacing, stamps
+from tltrain.disk import TEMPORARY, delete_unfinished, make_folder, names_changed_at, replacing, stamps
 
 
 def mode_of(path: Path) -> int:
@@ -92,6 +92,29 @@ def test_stamps_are_those_of_files_and_of_nothing_else(
 
     found = stamps(tmp_path, "file")
 
-    assert {name: size for name, (_, size) in found.items()} == {f"run-{number}": number for number in range(0, 900, 3)}
-    assert found["run-3"][0] == (tmp_path / "run-3" / "file").stat().st_mtime_ns
+    sizes = {name: stamp and stamp[1] for name, stamp in found.items()}
+    assert sizes == {f"run-{number}": None if number % 3 else number for number in range(900)} | {"file": None}
+    assert found["run-3"] == ((tmp_path / "run-3" / "file").stat().st_mtime_ns, 3)
+    assert stamps(tmp_path, "file", ["run-3", "run-4", "gone"]) == {
+        "run-3": found["run-3"],
+        "run-4": None,
+        "gone": None,
+    }
     assert stamps(tmp_path / "nowhere", "file") == {}
+
+
+MOUNTS = "27 1 {} / /somewhere rw,relatime - {} /dev/vda rw\n22 27 0:999999 / /proc rw - proc proc rw\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_known"), [("ext4", True), ("nfs4", True), ("fuse.gcsfuse", False), ("fuse", False), ("unheard", False)]
+)
+def test_when_names_changed_is_said_of_file_systems_that_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_known: bool
+) -> None:
+    found = tmp_path.stat()
+    mounts = MOUNTS.format(f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}", kind)
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: mounts if str(path) == "/proc/self/mountinfo" else "")
+
+    assert names_changed_at(tmp_path) == ((found.st_mtime_ns, found.st_ino) if is_known else None)
+    assert names_changed_at(tmp_path / "nowhere") is None

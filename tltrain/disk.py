@@ -16,6 +16,8 @@ from typing import BinaryIO
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 """Names of files that are being written."""
+_NOTE_CHANGES = frozenset({"ext2", "ext3", "ext4", "f2fs", "nfs", "nfs4", "overlay", "tmpfs", "xfs", "zfs"})
+"""File systems that keep the time when a folder's names last changed."""
 _THREADS, _FIRST, _AT_ONCE_S = 32, 200, 50e-6
 
 
@@ -77,19 +79,21 @@ def flush_folder(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def stamps(folder: str | Path, file: str) -> dict[str, tuple[int, int]]:
-    """For each folder in `folder` that has such a file: when that was last written, in ns since 1970, and its size.
+def stamps(folder: str | Path, file: str, names: Sequence[str] | None = None) -> dict[str, tuple[int, int] | None]:
+    """For each of `names` in `folder`: when the file in it was last written, in ns since 1970, and its size, or None.
 
-    Threads ask for them where the disk is a slow one of the network; where the first ones are told at once, these would
-    only get into each other's way. Empty where there is no such folder. Raises OSError.
+    names: all that are in `folder` where not given; nothing where there is no such folder. Threads ask for them where
+    the disk is a slow one of the network; where the first ones are told at once, these would only get into each other's
+    way. Raises OSError.
     """
     try:
-        names, above = os.listdir(folder), os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        names = os.listdir(folder) if names is None else names
+        above = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return {}
 
-    def look(some: Sequence[str]) -> dict[str, tuple[int, int]]:
-        return {name: found for name in some if (found := _stamp(f"{name}/{file}", above)) is not None}
+    def look(some: Sequence[str]) -> dict[str, tuple[int, int] | None]:
+        return {name: _stamp(f"{name}/{file}", above) for name in some}
 
     try:
         began = time.perf_counter()
@@ -102,6 +106,22 @@ def stamps(folder: str | Path, file: str) -> dict[str, tuple[int, int]]:
         return found
     finally:
         os.close(above)
+
+
+def names_changed_at(folder: str | Path) -> tuple[int, int] | None:
+    """When a name was last added to a folder or taken away, in ns since 1970, and which folder it is (its inode).
+
+    None where that is not known: what a FUSE program or an unknown file system says of its folders need not be so, and
+    there may be no such folder.
+    """
+    try:
+        found = os.stat(folder)
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
+    except OSError:
+        return None
+    device = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
+    types = {line.partition(" - ")[2].split(" ")[0] for line in mounts.splitlines() if line.split(" ")[2] == device}
+    return (found.st_mtime_ns, found.st_ino) if types and types <= _NOTE_CHANGES else None
 
 
 def _stamp(path: str, above: int) -> tuple[int, int] | None:

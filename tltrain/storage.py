@@ -163,14 +163,17 @@ class Folder:
                 return []
             return sorted(name for name in names if not TEMPORARY.fullmatch(name))
 
-    def stamps(self, file: str) -> dict[str, tuple[int, int]]:
-        """For each folder in here that has such a file: when that was last written, in ns since 1970, and its size."""
+    def stamps(self, file: str, names: Sequence[str] | None = None) -> dict[str, tuple[int, int] | None]:
+        """For each of `names`: when the file in that folder was last written, in ns since 1970, and its size, or None.
+
+        names: all that are in here, where not given.
+        """
         with self._failing("list"):
             if self._filesystem is None:
-                return stamps(self._path, file)
-            names = self.names()
-            found = _far().stamps(self._filesystem, [f"{self._path.rstrip('/')}/{name}/{file}" for name in names])
-            return {name: stamp for name, stamp in zip(names, found, strict=True) if stamp is not None}
+                return stamps(self._path, file, names)
+            names = self.names() if names is None else names
+            paths = [f"{self._path.rstrip('/')}/{name}/{file}" for name in names]
+            return dict(zip(names, _far().stamps(self._filesystem, paths), strict=True))
 
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it. A missing one is fine."""

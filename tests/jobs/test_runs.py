@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import sqlite3
 import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tltrain.errors import SpecError
+from tltrain.disk import names_changed_at
+from tltrain.errors import SpecError, StorageError
 from tltrain.jobs import run_index
 from tltrain.jobs.comparison import compare
 from tltrain.jobs.run_index import index_path
@@ -96,6 +100,69 @@ def test_the_newest_alone_are_the_first_of_all(storage: Folder) -> None:
     assert [run.name for run in list_runs(storage, newest=9)] == every
 
 
+def test_where_no_run_was_made_the_disk_is_asked_for_the_newest_alone(
+    local: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        make_run(local, f"r{number:02}", started_at=1000.0 + number)
+    local.child("not-yet").write_bytes("spec.yaml", b"")
+    first, asked = list_runs(local, newest=2), []
+    stamps = Folder.stamps
+
+    def note(folder: Folder, file: str, names: Sequence[str] | None = None) -> dict[str, tuple[int, int] | None]:
+        asked.append(names)
+        return stamps(folder, file, names)
+
+    monkeypatch.setattr(Folder, "stamps", note)
+    assert list_runs(local, newest=2) == first
+    assert asked == ([["not-yet", "r28", "r29"]] if names_changed_at(Path(local.uri)) else [None])
+
+
+def test_a_run_that_starts_late_comes_to_the_front(local: Folder) -> None:
+    soon = time.time() + 100
+    for number in range(4):
+        make_run(local, f"r{number}", started_at=soon + number)
+    late = make_run(local, "late", started_at=None)
+    for _ in range(2):
+        assert [run.name for run in list_runs(local, newest=2)] == ["r3", "r2"]
+    late.update(started_at=soon + 9)
+    assert [run.name for run in list_runs(local, newest=2)] == ["late", "r3"]
+
+
+def change(chance: random.Random, storage: Folder, number: int) -> str:
+    """Make, remove or change a run in a way that a list has to show; return what was done."""
+    what = chance.choice(["make", "prepare", "write", "write", "remove", "spoil", "take state"])
+    names = storage.names()
+    name = f"r{number}" if what in ("make", "prepare") or not names else chance.choice(names)
+    run = RunFolder(storage.child(name))
+    if what == "prepare":
+        run.folder.write_bytes("spec.yaml", b"")
+    elif what == "remove":
+        storage.delete(name)
+    elif what == "take state":
+        run.folder.delete("run.json")
+    elif what == "spoil":
+        run.folder.write_bytes("run.json", b"{")
+    else:
+        begun = {"started_at": time.time() + chance.uniform(0, 9)} if chance.random() < 0.7 else {}
+        with contextlib.suppress(StorageError):  # there is none, or a spoiled one
+            begun |= {key: value for key, value in run.state().items() if key == "started_at"}
+        run.write_json("run.json", {"format": 1, "state": f"state{number}", **begun})
+    return f"{what} {name}"
+
+
+def test_the_newest_are_the_same_whatever_the_index_knew(local: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_index, "SETTLED_S", 0.02)
+    chance, done = random.Random(0), []
+    for number in range(60):
+        done.append(change(chance, local, number))
+        time.sleep(0.03)
+        found = list_runs(local, newest=3)
+        with monkeypatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(Path(local.uri).parent / f"fresh-{number}"))
+            assert found == list_runs(local)[:3], done
+
+
 def test_a_winner_in_a_sweep_is_no_run_of_its_own(local: Folder) -> None:
     make_run(make_run(local, "sweep", kind="sweep").folder, "winner")
     assert [run.name for run in list_runs(local)] == ["sweep"]
@@ -128,6 +195,28 @@ def test_a_file_written_just_now_is_read_again(local: Folder, monkeypatch: pytes
     run.update(state="running2")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert list_runs(local)[0].state == "running2"
+
+
+def test_a_storage_in_which_a_run_was_made_just_now_is_looked_through_again(
+    local: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a second run that is made within the resolution of the disk's clock would never be seen."""
+    monkeypatch.setattr(run_index, "SETTLED_S", 60)
+    make_run(local, "a")
+    before = Path(local.uri).stat()
+    assert len(list_runs(local, newest=9)) == 1
+    make_run(local, "b")
+    os.utime(local.uri, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(list_runs(local, newest=9)) == 2
+
+
+def test_a_name_that_is_no_text_hides_no_other(local: Folder) -> None:
+    make_run(local, "a")
+    for name in (b"\xff", b"\xfe"):
+        os.mkdir(os.fsencode(local.uri) + b"/" + name)
+    Path(os.fsdecode(os.fsencode(local.uri) + b"/\xff"), "run.json").write_text('{"format": 1}')
+    for newest in (None, 5, 5):
+        assert [run.name for run in list_runs(local, newest=newest)] == ["a"]
 
 
 def test_rebuild_forgets_what_was_known(local: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tltrain.disk import make_folder
+from tltrain.disk import make_folder, names_changed_at
 from tltrain.errors import StorageError
 from tltrain.run_folder import STATE_FILE, RunFolder
 from tltrain.storage import Folder
 
-VERSION = 1
-"""Of the table; an index of another version is made anew."""
+VERSION = 2
+"""Of the tables; an index of another version is made anew."""
 SETTLED_S = 2.0
-"""A file that was written this short before it was read may change again with the same time and size."""
+"""A file or folder that was written this short before it was read may change again with the same time and size."""
 READERS = 32
 _log = logging.getLogger(__name__)
 
@@ -48,12 +49,22 @@ class Summary:
 
 
 _COLUMNS = tuple(column.name for column in fields(Summary))
+_NOT_STARTED = "COALESCE(started_at, 0) = 0"
+_ORDER = "COALESCE(NULLIF(started_at, 0), written_at) DESC, name"
+_TABLES = (
+    f"CREATE TABLE runs ({', '.join(_COLUMNS)}, mtime_ns, size, PRIMARY KEY (name))",
+    f"CREATE INDEX newest ON runs ({_ORDER})",
+    f"CREATE INDEX not_started ON runs (name) WHERE {_NOT_STARTED}",
+    "CREATE TABLE others (name PRIMARY KEY)",  # in the storage without a run.json, which may come
+    "CREATE TABLE folder (mtime_ns, inode)",  # of the storage at the last look at all that is in it
+)
 
 
 def summaries(storage: Folder, *, rebuild: bool = False, newest: int | None = None) -> list[Summary]:
     """The runs under `storage`, the newest first, at most `newest` of them.
 
-    Only what has changed since the last time is read. `rebuild` forgets what was known.
+    Only what has changed since the last time is read; where no run was made or removed since, and only the newest are
+    asked for, the disk is asked for these alone. `rebuild` forgets what was known.
 
     Raises StorageError where the storage cannot be read.
     """
@@ -72,33 +83,85 @@ def summaries(storage: Folder, *, rebuild: bool = False, newest: int | None = No
 
 
 def _refreshed(connection: sqlite3.Connection, storage: Folder, newest: int | None) -> list[Summary]:
-    stamps = connection.execute("SELECT name, mtime_ns, size FROM runs")
-    known = {name: (mtime_ns, size) for name, mtime_ns, size in stamps}
     now_ns = time.time_ns()
-    present = storage.stamps(STATE_FILE)
-    changed = {name: stamp for name, stamp in present.items() if stamp != known.get(name)}
-    gone = known.keys() - present.keys()
+    folder = None if storage.local_path is None else names_changed_at(storage.local_path)
+    same = folder is not None and folder == connection.execute("SELECT mtime_ns, inode FROM folder").fetchone()
+    if not (same and newest is not None):
+        _look_at(connection, storage, now_ns)
+        if not same:
+            _keep(connection, folder if folder is not None and _is_settled(folder[0], now_ns) else None)
+        return _listed(connection, newest)
+    return _newest(connection, storage, newest, now_ns)
+
+
+def _newest(connection: sqlite3.Connection, storage: Folder, newest: int, now_ns: int) -> list[Summary]:
+    """The newest, where no run was made or removed since the last look at all of them.
+
+    A run that has started keeps its place. So only the first ones are looked at, with what may come to be one of them.
+    """
+    looked: set[str] = set()
+    while True:
+        found = _listed(connection, newest)
+        waiting = connection.execute(f"SELECT name FROM runs WHERE {_NOT_STARTED} UNION SELECT name FROM others")
+        names = {summary.name for summary in found}.union(name for (name,) in waiting) - looked
+        if not names:
+            return found
+        _look_at(connection, storage, now_ns, sorted(names))
+        looked |= names
+
+
+def _listed(connection: sqlite3.Connection, newest: int | None) -> list[Summary]:
+    wanted = f"SELECT {', '.join(_COLUMNS)} FROM runs ORDER BY {_ORDER} LIMIT ?"
+    return [Summary(*row) for row in connection.execute(wanted, (-1 if newest is None else newest,))]
+
+
+def _look_at(connection: sqlite3.Connection, storage: Folder, now_ns: int, names: Sequence[str] | None = None) -> None:
+    """Bring up to date what is known of the folders of these names, or of all."""
+    some = ("", ()) if names is None else (" WHERE name IN (SELECT value FROM json_each(?))", (json.dumps(names),))
+    rows = connection.execute(f"SELECT name, mtime_ns, size FROM runs{some[0]}", some[1])
+    known = {name: (mtime_ns, size) for name, mtime_ns, size in rows}
+    others = {name for (name,) in connection.execute(f"SELECT name FROM others{some[0]}", some[1])}
+    present = storage.stamps(STATE_FILE, names)
+    changed = {name: stamp for name, stamp in present.items() if stamp and stamp != known.get(name) and _is_text(name)}
+    gone = [name for name in known if present.get(name) is None]
+    without = {name for name, stamp in present.items() if stamp is None and _is_text(name)}
     with connection:
         connection.executemany("DELETE FROM runs WHERE name = ?", [(name,) for name in gone])
+        connection.executemany("DELETE FROM others WHERE name = ?", [(name,) for name in others - without])
+        connection.executemany("INSERT OR IGNORE INTO others VALUES (?)", [(name,) for name in without - others])
         placeholders = ", ".join("?" * (len(_COLUMNS) + 2))
         connection.executemany(f"INSERT OR REPLACE INTO runs VALUES ({placeholders})", _rows(storage, changed, now_ns))
-    order = "COALESCE(NULLIF(started_at, 0), written_at) DESC, name LIMIT ?"
-    rows = connection.execute(
-        f"SELECT {', '.join(_COLUMNS)} FROM runs ORDER BY {order}", (-1 if newest is None else newest,)
-    )
-    return [Summary(*row) for row in rows]
+
+
+def _keep(connection: sqlite3.Connection, folder: tuple[int, int] | None) -> None:
+    with connection:
+        connection.execute("DELETE FROM folder")
+        connection.executemany("INSERT INTO folder VALUES (?, ?)", [] if folder is None else [folder])
 
 
 def _rows(storage: Folder, stamps: Mapping[str, tuple[int, int]], now_ns: int) -> Iterable[tuple[Any, ...]]:
     def read(name: str) -> tuple[Any, ...]:
         mtime_ns, size = stamps[name]
-        is_settled = mtime_ns < now_ns - SETTLED_S * 1e9
-        return (*astuple(_read(RunFolder(storage.child(name)), mtime_ns / 1e9)), mtime_ns if is_settled else -1, size)
+        summary = _read(RunFolder(storage.child(name)), mtime_ns / 1e9)
+        return (*astuple(summary), mtime_ns if _is_settled(mtime_ns, now_ns) else -1, size)
 
     if storage.local_path is not None:  # there is nothing to wait for
         return map(read, stamps)
     with ThreadPoolExecutor(READERS) as executor:
         return list(executor.map(read, stamps))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a run can have this name: the disk's own may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_settled(mtime_ns: int, now_ns: int) -> bool:
+    return mtime_ns < now_ns - SETTLED_S * 1e9
 
 
 def _read(run: RunFolder, written_at: float) -> Summary:
@@ -146,7 +209,9 @@ def _with_table(connection: sqlite3.Connection) -> sqlite3.Connection:
     if version != VERSION:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("DROP TABLE IF EXISTS runs")
-            connection.execute(f"CREATE TABLE runs ({', '.join(_COLUMNS)}, mtime_ns, size, PRIMARY KEY (name))")
+            for table in ("runs", "others", "folder"):
+                connection.execute(f"DROP TABLE IF EXISTS {table}")
+            for create in _TABLES:
+                connection.execute(create)
             connection.execute(f"PRAGMA user_version = {VERSION}")
     return connection
