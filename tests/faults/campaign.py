@@ -198,21 +198,21 @@ def _processes_left(within_s: float = 10.0) -> list[str]:
 def run_campaign(num_faults: int, seed: int, record: Path | None = None) -> list[Outcome]:
     """Break every setting in turn until `num_faults` faults have happened; those in `record` have happened before."""
     chance = random.Random(seed)
-    outcomes: list[Outcome] = kept(record, Outcome, Fault)
+    outcomes: dict[int, Outcome] = kept(record, Outcome, Fault)
     with tempfile.TemporaryDirectory(prefix="tltrain-faults-") as folder:
         cleans = [clean_run(setting, Path(folder) / str(index)) for index, setting in enumerate(SETTINGS)]
         for number in range(num_faults):
             index = number % len(SETTINGS)
             setting, clean = SETTINGS[index], cleans[index]
             fault = draw(chance, clean)
-            if number < len(outcomes):
+            if number in outcomes:
                 assert outcomes[number].fault == fault, "the record is of another campaign"
                 continue
-            outcomes.append(broken_run(setting, Path(folder) / str(index), clean, fault))
-            keep(outcomes[-1], record)
-            verdict = "; ".join(outcomes[-1].problems) or f"equal, {outcomes[-1].recovery_s:.1f} s"
+            outcome = outcomes[number] = broken_run(setting, Path(folder) / str(index), clean, fault)
+            keep(number, outcome, record)
+            verdict = "; ".join(outcome.problems) or f"equal, {outcome.recovery_s:.1f} s"
             print(f"{number + 1:>4}  {setting.name}: {fault}: {verdict}", flush=True)
-    return outcomes
+    return [outcomes[number] for number in range(num_faults)]
 
 
 def main() -> int:

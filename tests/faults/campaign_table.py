@@ -11,19 +11,24 @@ from pathlib import Path
 from typing import Any
 
 
-def keep(outcome: Any, record: Path | None) -> None:
-    """Add an outcome to the file `record`, so that a campaign can go on after it."""
+def keep(number: int, outcome: Any, record: Path | None) -> None:
+    """Add the outcome of a fault to the file `record`, so that a campaign can go on after it."""
     if record is not None:
         with record.open("a") as file:
-            file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+            file.write(json.dumps({"number": number, **dataclasses.asdict(outcome)}) + "\n")
 
 
-def kept(record: Path | None, outcome: type, fault: type) -> list[Any]:
-    """Return the outcomes that an earlier start of the same campaign has kept in `record`."""
-    if record is None or not record.exists():
-        return []
-    rows = [json.loads(line) for line in record.read_text().splitlines()]
-    return [outcome(**{**row, "fault": fault(**row["fault"])}) for row in rows]
+def kept(record: Path | None, outcome: type, fault: type) -> dict[int, Any]:
+    """Return number of the fault -> the outcome that an earlier start of the same campaign has kept in `record`.
+
+    Those that did not end as they had to are left out: they are struck again.
+    """
+    found: dict[int, Any] = {}
+    if record is not None and record.exists():
+        for line in record.read_text().splitlines():
+            row = json.loads(line)
+            found[row.pop("number")] = outcome(**{**row, "fault": fault(**row["fault"])})
+    return {number: one for number, one in found.items() if not one.problems}
 
 
 def table(outcomes: Sequence[Any]) -> str:

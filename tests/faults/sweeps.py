@@ -43,12 +43,12 @@ def draw(chance: random.Random, who: str, calls: Calls, seconds: float) -> Sweep
 
 
 def run_campaign(
-    num_faults: int, seed: int, folder: Path, who: Sequence[str] = WHO, *, first: int = 0
-) -> Iterator[Outcome]:
-    """Break every setting by every one of `who` in turn, from fault number `first` up to `num_faults`."""
+    numbers: Sequence[int], seed: int, folder: Path, who: Sequence[str] = WHO
+) -> Iterator[tuple[int, Outcome]]:
+    """Break every setting by every one of `who` in turn; of these faults, those of `numbers`."""
     with machine() as here, here.running_cluster():
         bench = Bench(here, folder)
-        for number in range(first, num_faults):
+        for number in numbers:
             chance = random.Random(f"{seed}/{number}")
             one, setting = who[number % len(who)], SETTINGS[number // len(who) % len(SETTINGS)]
             outcome = strike(bench, chance, one, setting)
@@ -56,7 +56,7 @@ def run_campaign(
                 if outcome.problems == [NOT_STRUCK]:
                     print(f"drawn again: {outcome}", file=sys.stderr)
                     outcome = strike(bench, chance, one, setting)
-            yield outcome
+            yield number, outcome
 
 
 def strike(bench: Bench, chance: random.Random, who: str, setting: Setting) -> Outcome:
@@ -85,19 +85,19 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the sweeps and their logs stay; else they are deleted")
     arguments = parser.parse_args()
     command = f"python tests/faults/sweeps.py --faults {arguments.faults} --seed {arguments.seed}"
-    outcomes: list[Outcome] = kept(arguments.record, Outcome, SweepFault)
+    outcomes: dict[int, Outcome] = kept(arguments.record, Outcome, SweepFault)
     with tempfile.TemporaryDirectory(prefix="tltrain-sweeps-") as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        who, first = arguments.who or WHO, len(outcomes)
-        for outcome in run_campaign(arguments.faults, arguments.seed, folder, who, first=first):
-            outcomes.append(outcome)
-            keep(outcome, arguments.record)
-            print(f"{len(outcomes):>4}  {outcome}", flush=True)
+        missing = [number for number in range(arguments.faults) if number not in outcomes]
+        for number, outcome in run_campaign(missing, arguments.seed, folder, arguments.who or WHO):
+            outcomes[number] = outcome
+            keep(number, outcome, arguments.record)
+            print(f"{number + 1:>4}  {outcome}", flush=True)
             if arguments.table:
-                insert(arguments.table, command, table(outcomes), "sweeps")
-    print(table(outcomes))
-    return int(any(outcome.problems for outcome in outcomes))
+                insert(arguments.table, command, table(list(outcomes.values())), "sweeps")
+    print(table(list(outcomes.values())))
+    return int(any(outcome.problems for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":
