@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tltrain.engine import groups
+from tltrain.engine import cluster, groups
 from tltrain.engine.groups import WorkerGroups
 from tltrain.errors import LostError
 from tltrain.spec.schema import ResourcesSpec
@@ -34,8 +35,8 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return happened
 
 
-def make_groups(notes: list[str], monkeypatch: pytest.MonkeyPatch) -> WorkerGroups:
-    """The last group of a sweep, whose first start loses a node."""
+def make_groups(notes: list[str], monkeypatch: pytest.MonkeyPatch, count: int = 1) -> WorkerGroups:
+    """The groups of a sweep; the first start of one loses a node."""
 
     def run_workers(self: WorkerGroups, index: int, name: str) -> dict[str, Any]:
         notes.append("start")
@@ -46,10 +47,10 @@ def make_groups(notes: list[str], monkeypatch: pytest.MonkeyPatch) -> WorkerGrou
     monkeypatch.setattr(WorkerGroups, "_run_workers", run_workers)
     monkeypatch.setattr(groups, "GROUP_FAILURES", (LostError,))
     monkeypatch.setattr(WorkerGroups, "_has_fewer_lanes", lambda *_: False)
-    spec = SimpleNamespace(sweep=SimpleNamespace(isolation="lanes"), resources=ResourcesSpec())
+    spec = SimpleNamespace(sweep=SimpleNamespace(isolation="lanes"), resources=ResourcesSpec(wait_s=600))
     run: Any = None
-    request: Any = None
-    return WorkerGroups(spec, run, request, Told(notes), count=1, likely=())  # pyright: ignore[reportArgumentType]
+    request: Any = SimpleNamespace(min_workers=1)
+    return WorkerGroups(spec, run, request, Told(notes), count=count, likely=())  # pyright: ignore[reportArgumentType]
 
 
 def test_the_last_group_waits_for_room_before_it_starts_again(
@@ -58,3 +59,21 @@ def test_the_last_group_waits_for_room_before_it_starts_again(
     """Where it does not, its start takes another of the restarts, until none is left."""
     assert make_groups(notes, monkeypatch)._run_group(0) == {"ended": "well"}
     assert notes == ["start", "retry", "wait for room", "restart", "start"]
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["the last group", "one of two"])
+def test_a_sweep_that_ends_waits_for_no_node(notes: list[str], monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """As after SIGTERM, when no node is there any more and `resources.wait_s` gives one ten minutes."""
+    monkeypatch.setattr(groups, "wait_for_room_again", cluster.wait_for_room_again)
+    monkeypatch.setattr(cluster, "live_nodes", list)
+    monkeypatch.setattr(cluster, "_ask_autoscaler", lambda _: None)
+    monkeypatch.setattr(groups, "live_nodes", list)
+    several = make_groups(notes, monkeypatch, count)
+    began = time.monotonic()
+
+    with several.running():
+        while notes.count("retry") == 0:
+            time.sleep(0.01)
+
+    assert time.monotonic() - began < 60
+    several.raise_errors()

@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -158,14 +159,16 @@ def _gpu_kind(resources: Mapping[str, float]) -> str:
     return kinds[0] if kinds else "GPU"
 
 
-def wait_for_room_again(resources: ResourcesSpec, run: RunFolder | None = None) -> Request:
+def wait_for_room_again(
+    resources: ResourcesSpec, run: RunFolder | None = None, ended: threading.Event | None = None
+) -> Request:
     """Return the request after a loss, waiting at least RETURN_S for a node to come back or to be replaced.
 
-    run: where it is noted that this waits, why, and until when. Raises LostError where none does: the request did fit,
-    so it is no mistake of the user's.
+    run: where it is noted that this waits, why, and until when. ended: nobody waits any more once it is set. Raises
+    LostError where none comes: the request did fit, so it is no mistake of the user's.
     """
     try:
-        return wait_for_room(resources.model_copy(update={"wait_s": max(resources.wait_s, RETURN_S)}), run)
+        return wait_for_room(resources.model_copy(update={"wait_s": max(resources.wait_s, RETURN_S)}), run, ended)
     except ResourceError as error:
         raise LostError(
             f"a node was lost, and none came in its place: {error.problems[0].what}",
@@ -173,12 +176,15 @@ def wait_for_room_again(resources: ResourcesSpec, run: RunFolder | None = None) 
         ) from error
 
 
-def wait_for_room(resources: ResourcesSpec, run: RunFolder | None = None) -> Request:
+def wait_for_room(
+    resources: ResourcesSpec, run: RunFolder | None = None, ended: threading.Event | None = None
+) -> Request:
     """Return the request as the cluster can hold it, waiting up to `resources.wait_s` for nodes to join.
 
-    run: where it is noted that this waits, why, and until when. Raises ResourceError with the arithmetic where it still
-    does not fit then.
+    run: where it is noted that this waits, why, and until when. ended: nobody waits any more once it is set. Raises
+    ResourceError with the arithmetic where it still does not fit then.
     """
+    ended = ended or threading.Event()
     deadline = time.monotonic() + resources.wait_s
     told = False
     while True:
@@ -189,7 +195,7 @@ def wait_for_room(resources: ResourcesSpec, run: RunFolder | None = None) -> Req
             if told and run is not None:
                 run.update(waiting=None)
             return request
-        if time.monotonic() >= deadline:
+        if ended.is_set() or time.monotonic() >= deadline:
             raise ResourceError(shortage)
         if not told:
             logger.info("waiting up to %g s for nodes: %s", resources.wait_s, shortage.what)
@@ -198,7 +204,7 @@ def wait_for_room(resources: ResourcesSpec, run: RunFolder | None = None) -> Req
                 until = time.time() + deadline - time.monotonic()
                 run.update(waiting={"for": f"nodes: {shortage.what}", "until": until})
             told = True
-        time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
+        ended.wait(min(2.0, max(0.0, deadline - time.monotonic())))
 
 
 def _ask_autoscaler(request: Request) -> None:

@@ -18,7 +18,7 @@ from tltrain.engine.fit import GROUP_FAILURES, build_trainer, retry_or_raise, un
 from tltrain.engine.lane_worker import lane_worker
 from tltrain.engine.plan import Request, capacity
 from tltrain.engine.retry import Cause, classify
-from tltrain.errors import OutOfMemoryError
+from tltrain.errors import LostError, OutOfMemoryError
 from tltrain.lease import begin_workers
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
@@ -60,7 +60,7 @@ class WorkerGroups:
         for process in started[count:]:
             ray.kill(process)
         self._futures: list[concurrent.futures.Future[Record]] = []
-        self._waiting = threading.Lock()
+        self._waiting, self._ended = threading.Lock(), threading.Event()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -71,6 +71,7 @@ class WorkerGroups:
             try:
                 yield
             finally:
+                self._ended.set()
                 ray.get(self._broker.halt.remote("the sweep has ended"))
                 ray.get(self._broker.close.remote())
 
@@ -114,15 +115,25 @@ class WorkerGroups:
                         logger.warning("no node is left for worker group %d; the others take its lanes", index + 1)
                         ray.get(self._broker.retire.remote(index))
                         return {}
-                    with self._waiting:  # a start for which there is no room would end as another loss
-                        wait_for_room_again(self._spec.resources, self._run)
+                    self._wait_for_room()
+                    if self._ended.is_set():
+                        return {}
             ray.get(self._broker.restart.remote(index))
+
+    def _wait_for_room(self) -> None:
+        """Wait for a node to come back: a start for which there is no room would end as another loss."""
+        with self._waiting:
+            try:
+                wait_for_room_again(self._spec.resources, self._run, self._ended)
+            except LostError:
+                if not self._ended.is_set():
+                    raise
 
     def _gives_up(self) -> bool:
         """Whether the cluster holds fewer groups than there are, and goes on doing so; the last group never does."""
         if self._is_isolated or self._active == 1 or len(ray.nodes()) == 1:
             return False
-        time.sleep(max(SETTLE_S, self._spec.resources.wait_s))
+        self._ended.wait(max(SETTLE_S, self._spec.resources.wait_s))
         if self._has_room():
             return False
         self._active -= 1
