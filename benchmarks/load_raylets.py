@@ -6,8 +6,9 @@ The nodes are `ray.cluster_utils.Cluster`'s, with one CPU each. Checked: the pla
 more with the arithmetic; in the preflight every node looks around and meets all others; a request for a worker on each
 node is placed on as many nodes; training with --workers workers ends well with each on a node of its own. The
 preflight's deadlines are for nodes that have cores of their own; here all share those of one machine, and --patience
-multiplies them. Prints one JSON object: seconds of each part, and memory in MB of all processes together, what they
-share counted once.
+multiplies them. A process that has imported torch takes 0.4 GB of its own (a build for CUDA): 50 nodes need 30 GB, swap
+included. Prints one JSON object: seconds of each part, and memory in MB of all processes together, what they share
+counted once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ PATIENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
     "RAY_USAGE_STATS_ENABLED": "0",
     "OMP_NUM_THREADS": "1",
+    "RAY_memory_monitor_refresh_ms": "0",  # which knows of no swap
     "REPORTER_UPDATE_INTERVAL_MS": "600000",  # each agent looks at all of the machine
 }
 os.environ.update(PATIENT)  # before Ray is imported, which reads them then
