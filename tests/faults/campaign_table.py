@@ -27,7 +27,8 @@ def kept(record: Path | None, outcome: type, fault: type) -> dict[int, Any]:
     if record is not None and record.exists():
         for line in record.read_text().splitlines():
             row = json.loads(line)
-            found[row.pop("number")] = outcome(**{**row, "fault": fault(**row["fault"])})
+            number = row.pop("number")
+            found[number] = outcome(**{**row, "fault": fault(**row["fault"])})
     return {number: one for number, one in found.items() if not one.problems}
 
 

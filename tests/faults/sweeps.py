@@ -12,7 +12,7 @@ import argparse
 import random
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -74,6 +74,13 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return f"{good} of {len(outcomes)} sweeps ended as they had to.\n\n{by_who}\n\n{by_setting}\n"
 
 
+def write_table(arguments: argparse.Namespace, outcomes: Mapping[int, Outcome]) -> None:
+    """Put the outcomes into the page that was asked for."""
+    if arguments.table:
+        command = f"python tests/faults/sweeps.py --faults {arguments.faults} --seed {arguments.seed}"
+        insert(arguments.table, command, table(list(outcomes.values())), "sweeps")
+
+
 def main() -> int:
     """Run the campaign, its table written after each fault; 1 where a sweep did not end as it has to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,7 +91,6 @@ def main() -> int:
     parser.add_argument("--record", type=Path, help="file to write outcomes into as they come, and to go on from")
     parser.add_argument("--folder", type=Path, help="where the sweeps and their logs stay; else they are deleted")
     arguments = parser.parse_args()
-    command = f"python tests/faults/sweeps.py --faults {arguments.faults} --seed {arguments.seed}"
     outcomes: dict[int, Outcome] = kept(arguments.record, Outcome, SweepFault)
     with tempfile.TemporaryDirectory(prefix="tltrain-sweeps-") as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
@@ -94,8 +100,8 @@ def main() -> int:
             outcomes[number] = outcome
             keep(number, outcome, arguments.record)
             print(f"{number + 1:>4}  {outcome}", flush=True)
-            if arguments.table:
-                insert(arguments.table, command, table(list(outcomes.values())), "sweeps")
+            write_table(arguments, outcomes)
+    write_table(arguments, outcomes)
     print(table(list(outcomes.values())))
     return int(any(outcome.problems for outcome in outcomes.values()))
 

@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from campaign import SETTINGS, Setting, broken_run, clean_run, draw, train
+from campaign import SETTINGS, Outcome, Setting, broken_run, clean_run, draw, train
+from campaign_table import keep, kept
 from injector import ACTIONS, BEFORE, FULL, INTERRUPT, KILL, STOP, TERMINATE, Fault
 
 from tltrain.spec.schema import Spec
@@ -48,6 +49,16 @@ def test_a_part_of_the_state_left_out_is_noticed(tmp_path: Path) -> None:
     fault = Fault("optimiser step", 4, BEFORE, 0, KILL)
     problems = broken_run(setting, tmp_path, clean, fault, resume=train_without_optimizer).problems
     assert "model/model.safetensors differs" in problems
+
+
+def test_a_campaign_that_goes_on_strikes_what_is_missing_and_what_has_failed(tmp_path: Path) -> None:
+    record = tmp_path / "record.jsonl"
+    fault = Fault("optimiser step", 4, BEFORE, 0, KILL)
+    good, bad = Outcome("head", fault, [], 3.5), Outcome("head", fault, ["metrics.jsonl has other rows"])
+    for number, outcome in ((4, good), (2, bad), (7, bad), (2, good)):
+        keep(number, outcome, record)
+    assert kept(record, Outcome, Fault) == {4: good, 2: good}
+    assert kept(tmp_path / "none", Outcome, Fault) == {}
 
 
 def train_without_optimizer(group: Group, spec: Spec) -> None:
