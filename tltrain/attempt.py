@@ -64,7 +64,7 @@ def attempt(spec: Spec, run: RunFolder, tell: Callable[[str], None]) -> Iterator
 
     Yields the folder to write into: once another attempt has taken over, its writes are refused. `tell` shows a line.
     """
-    from tltrain.train.finish import versions
+    from tltrain.train.versions import versions
 
     with stopping.handled(), hold(run.folder) as folder:
         run = RunFolder(folder)

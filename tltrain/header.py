@@ -23,7 +23,7 @@ def gather_facts(spec: Spec, run: RunFolder, *, workers: str, packages: tuple[st
     packages: whose versions matter besides torch's. Raises DataError and SpecError with all problems.
     """
     from tltrain.train.explain import explain
-    from tltrain.train.finish import versions
+    from tltrain.train.versions import versions
 
     sweep = spec.sweep
     return {

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-import torchvision
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,6 +20,7 @@ from tltrain.train.distributed import Group
 from tltrain.train.evaluation import Predictions, evaluate, write_predictions
 from tltrain.train.lane import Lane
 from tltrain.train.thumbnails import write_thumbnails
+from tltrain.train.versions import versions
 from tltrain.train.workbench import Workbench
 
 
@@ -125,12 +123,3 @@ def save_model(folder: Folder, card: Mapping[str, Any], state: Mapping[str, Tens
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     folder.write_bytes("model.safetensors", save(tensors))
     folder.write_bytes("model.json", (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that decide how numbers come out."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-    }
