@@ -72,10 +72,16 @@ def test_other_errors_pass() -> None:
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_a_connection_that_breaks_before_the_death_is_known_says_the_same(error: Exception) -> None:
-    with pytest.raises(LostError, match=r"has died while it sent a batch\..*lower data"), cut_connections_named():
+    with pytest.raises(LostError, match=r"has died while it sent a batch\..*lower data"), cut_connections_named([7]):
         raise error
 
 
+def test_a_connection_that_breaks_as_a_stopped_process_is_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_processes, "_ended_here", {"8"})
+    with pytest.raises(LostError, match=r"process 8 stood still.*what stopped it"), cut_connections_named([7, 8]):
+        raise EOFError
+
+
 def test_what_a_loader_process_stumbled_over_itself_passes() -> None:
-    with pytest.raises(ConnectionResetError), cut_connections_named():
+    with pytest.raises(ConnectionResetError), cut_connections_named([7]):
         raise ConnectionResetError("Caught ConnectionResetError in DataLoader worker process 0.")

@@ -295,7 +295,7 @@ def watched(loader: DataLoader[Any]) -> Iterator[Any]:
     """Yield what a loader gives, and end its processes that are stopped. Raises LostError where one is cut off."""
     batches = iter(loader)
     pids = [process.pid for process in getattr(batches, "_workers", ())]
-    with cut_connections_named() if pids else contextlib.nullcontext(), stopped_loaders_ended(pids):
+    with cut_connections_named(pids) if pids else contextlib.nullcontext(), stopped_loaders_ended(pids):
         yield from batches
 
 

@@ -23,6 +23,7 @@ LOOK_S, LOOKS = 5.0, 8
 _CAUGHT = "Caught "
 _FULL = "The system does so when memory is full: lower data.num_loader_workers"
 _AGAIN = "The same command goes on where it was"
+_ENDED = "stood still, stopped by a signal, and was ended", f"Look at what stopped it. {_AGAIN}"
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
 _BUS_ERROR = "Bus error"
 _ended_here: set[str] = set()
@@ -59,20 +60,24 @@ def dead_loaders_named() -> Iterator[None]:
         if found is None:
             raise
         pids, by = found.groups()
-        how = f"was killed ({by})" if by else "has died"
-        if pids in _ended_here:
-            how, why = "stood still, stopped by a signal, and was ended", "Look at what stopped it"
-        elif by == _BUS_ERROR:
-            why = f"shared memory ({SHARED_MEMORY}) is full: give it more (docker run --shm-size=2g)"
-        else:
-            why = _FULL
-        action = f"{why}. {_AGAIN}"
-        raise LostError(f"the loader process {pids} {how}", action) from error
+        raise LostError(*_end_of(pids, by)) from error
+
+
+def _end_of(pids: str, by: str | None) -> tuple[str, str]:
+    """Say how loader processes ended that a signal of this name killed, and what to do."""
+    if pids in _ended_here:
+        how, action = _ENDED
+    elif by == _BUS_ERROR:
+        how = f"was killed ({by})"
+        action = f"shared memory ({SHARED_MEMORY}) is full: give it more (docker run --shm-size=2g). {_AGAIN}"
+    else:
+        how, action = f"was killed ({by})" if by else "has died", f"{_FULL}. {_AGAIN}"
+    return f"the loader process {pids} {how}", action
 
 
 @contextlib.contextmanager
-def cut_connections_named() -> Iterator[None]:
-    """Raise LostError, for a `with` block around a loader with processes, where one has died while it sent a batch.
+def cut_connections_named(pids: Collection[int]) -> Iterator[None]:
+    """Raise LostError, for a `with` block around a loader, where one of its processes has died while it sent a batch.
 
     The connection breaks before the system tells torch of the death. What a loader process itself stumbled over comes
     with torch's own word of that, and is left as it is.
@@ -82,6 +87,9 @@ def cut_connections_named() -> Iterator[None]:
     except (ConnectionError, EOFError, FileNotFoundError) as error:
         if str(error).startswith(_CAUGHT):
             raise
+        ended = [str(pid) for pid in pids if str(pid) in _ended_here]
+        if ended:
+            raise LostError(*_end_of(ended[0], None)) from error
         raise LostError("the loader process has died while it sent a batch", f"{_FULL}. {_AGAIN}") from error
 
 
