@@ -47,7 +47,7 @@ def make_groups(notes: list[str], monkeypatch: pytest.MonkeyPatch, count: int = 
     monkeypatch.setattr(WorkerGroups, "_run_workers", run_workers)
     monkeypatch.setattr(groups, "GROUP_FAILURES", (LostError,))
     monkeypatch.setattr(WorkerGroups, "_has_fewer_lanes", lambda *_: False)
-    spec = SimpleNamespace(sweep=SimpleNamespace(isolation="lanes"), resources=ResourcesSpec(wait_s=600))
+    spec = SimpleNamespace(sweep=SimpleNamespace(isolation="lanes"), resources=ResourcesSpec(wait_s=1e6))
     run: Any = None
     request: Any = SimpleNamespace(min_workers=1)
     return WorkerGroups(spec, run, request, Told(notes), count=count, likely=())  # pyright: ignore[reportArgumentType]
@@ -63,17 +63,15 @@ def test_the_last_group_waits_for_room_before_it_starts_again(
 
 @pytest.mark.parametrize("count", [1, 2], ids=["the last group", "one of two"])
 def test_a_sweep_that_ends_waits_for_no_node(notes: list[str], monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """As after SIGTERM, when no node is there any more and `resources.wait_s` gives one ten minutes."""
+    """As after SIGTERM, when no node is there any more and `resources.wait_s` gives one days."""
     monkeypatch.setattr(groups, "wait_for_room_again", cluster.wait_for_room_again)
     monkeypatch.setattr(cluster, "live_nodes", list)
     monkeypatch.setattr(cluster, "_ask_autoscaler", lambda _: None)
     monkeypatch.setattr(groups, "live_nodes", list)
     several = make_groups(notes, monkeypatch, count)
-    began = time.monotonic()
 
     with several.running():
         while notes.count("retry") == 0:
             time.sleep(0.01)
 
-    assert time.monotonic() - began < 60
-    several.raise_errors()
+    several.raise_errors()  # and it has come here: else it would wait for days

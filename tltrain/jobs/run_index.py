@@ -86,12 +86,12 @@ def _refreshed(connection: sqlite3.Connection, storage: Folder, newest: int | No
     now_ns = time.time_ns()
     folder = None if storage.local_path is None else names_changed_at(storage.local_path)
     same = folder is not None and folder == connection.execute("SELECT mtime_ns, inode FROM folder").fetchone()
-    if not (same and newest is not None):
-        _look_at(connection, storage, now_ns)
-        if not same:
-            _keep(connection, folder if folder is not None and _is_settled(folder[0], now_ns) else None)
-        return _listed(connection, newest)
-    return _newest(connection, storage, newest, now_ns)
+    if same and newest is not None:
+        return _newest(connection, storage, newest, now_ns)
+    _look_at(connection, storage, now_ns)
+    if not same:
+        _keep(connection, folder if folder is not None and _is_settled(folder[0], now_ns) else None)
+    return _listed(connection, newest)
 
 
 def _newest(connection: sqlite3.Connection, storage: Folder, newest: int, now_ns: int) -> list[Summary]:
