@@ -5,6 +5,7 @@ Errors are those of pyarrow and of the system; `tltrain.storage` turns them into
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyarrow import fs
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # no folders of their own there, so none can be renamed
 _STAMPS_AT_A_TIME, _THREADS = 50, 32
+_READS = 20
 
 
 def open_address(uri: str) -> tuple[fs.FileSystem | None, str]:
@@ -28,9 +30,27 @@ def local() -> fs.FileSystem:
 
 
 def read(filesystem: fs.FileSystem, path: str) -> bytes:
-    """The contents of a file."""
+    """The contents that a file had at one moment, also where it is replaced meanwhile."""
+    # pyarrow asks for the size first, and then for that many bytes of what stands there by now: a shorter file would
+    # come with bytes behind its end, a longer one would be cut off, an empty one refused.
+    for _ in range(_READS):
+        with filesystem.open_input_file(path) as file:
+            version = file.metadata()
+            try:
+                content = file.read()
+            except OSError:
+                if _version(filesystem, path) == version:
+                    raise
+                continue
+        if _version(filesystem, path) == version:
+            return content
+    raise OSError(errno.EAGAIN, f"it was replaced each of the {_READS} times that it was read")
+
+
+def _version(filesystem: fs.FileSystem, path: str) -> dict[str, bytes]:
+    """What tells a file from one that has replaced it: the ETag, among others, in an object store; else empty."""
     with filesystem.open_input_file(path) as file:
-        return file.read()
+        return file.metadata()
 
 
 def write(filesystem: fs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:

@@ -7,12 +7,13 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FAILS, IS_SLOW, CUTS_UPLOADS, LOSES_REPLIES = "answers 503", "is slow", "cuts uploads off", "loses replies"
+IS_LATE = "answers after something else has happened"
 TROUBLES = (FAILS, IS_SLOW, CUTS_UPLOADS, LOSES_REPLIES)
 SLOWNESS_S = 0.5
 _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive", "expect"}
@@ -28,6 +29,8 @@ class Trouble:
     method: str = "PUT"
     part: str = ""
     """In the path of those that fit."""
+    first: Callable[[], None] = lambda: None
+    """Is called before such a request is looked at."""
     happened: int = 0
 
 
@@ -39,9 +42,9 @@ class Proxy:
     troubles: list[Trouble] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin(self, kind: str, times: int, *, method: str = "PUT", part: str = "") -> Trouble:
-        """From now on, let `times` requests that fit go wrong."""
-        trouble = Trouble(kind, times, method, part)
+    def begin(self, kind: str, times: int, **fields: Any) -> Trouble:
+        """From now on, let `times` requests that fit go wrong; `fields` are others of Trouble."""
+        trouble = Trouble(kind, times, **fields)
         self.troubles = [trouble]
         return trouble
 
@@ -52,6 +55,7 @@ class Proxy:
                 if trouble.times > 0 and trouble.method == method and trouble.part in path:
                     trouble.times -= 1
                     trouble.happened += 1
+                    trouble.first()
                     return trouble.kind
         return ""
 

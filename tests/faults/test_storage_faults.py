@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from s3_proxy import CUTS_UPLOADS, FAILS, TROUBLES, Proxy, misbehaving
+from s3_proxy import CUTS_UPLOADS, FAILS, IS_LATE, TROUBLES, Proxy, misbehaving
 from tiny import tiny_spec
 
 from tltrain.errors import StorageError
@@ -78,6 +79,33 @@ def test_a_long_trouble_of_s3_is_told_once_and_leaves_the_old_file(
     assert problem.action
     assert trouble.happened >= 1
     assert directly(far, proxy, s3_endpoint).read_bytes("file") == OLD
+
+
+@pytest.mark.parametrize("new", [OLD[:-1], OLD + b"new", b""], ids=["shorter", "longer", "empty"])
+def test_a_file_that_is_replaced_while_it_is_read_is_the_new_one(
+    far: Folder, proxy: Proxy, s3_endpoint: str, new: bytes
+) -> None:
+    beside = directly(far, proxy, s3_endpoint)
+    far.write_bytes("file", OLD)
+    asked = proxy.begin(IS_LATE, 1, method="GET", part="file", first=lambda: beside.write_bytes("file", new))
+    assert far.read_bytes("file") == new
+    assert asked.happened == 1
+
+
+def test_a_file_that_is_replaced_again_and_again_is_read_once_that_ends_or_said_to_be(
+    far: Folder, proxy: Proxy, s3_endpoint: str
+) -> None:
+    beside, count = directly(far, proxy, s3_endpoint), itertools.count(1)
+
+    def replace() -> None:
+        beside.write_bytes("file", b"x" * next(count))
+
+    far.write_bytes("file", OLD)
+    proxy.begin(IS_LATE, 5, method="GET", part="file", first=replace)
+    assert far.read_bytes("file") == b"x" * 5
+    proxy.begin(IS_LATE, FOR_EVER, method="GET", part="file", first=replace)
+    with pytest.raises(StorageError, match="replaced each of the 20 times"):
+        far.read_bytes("file")
 
 
 @pytest.mark.slow
