@@ -7,6 +7,7 @@ import functools
 import itertools
 import multiprocessing
 import multiprocessing.context
+import multiprocessing.forkserver
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -29,10 +31,14 @@ _NUMBERS = itertools.count()
 
 @functools.cache
 def _context() -> multiprocessing.context.ForkServerContext:
-    """A server that has imported torch and the training floor once, and forks clean processes from there."""
+    """A server that has imported once what tests of training import, and forks clean processes from there."""
     os.environ[MARKER] = str(os.getpid())  # the server hands it on
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tltrain.train.session", "ranks"])
+    context.set_forkserver_preload(["tltrain.train.session", "ranks", "tiny", "pytest"])
+    with pytest.MonkeyPatch.context() as patch:
+        # Python hands its own path to the processes that the server forks, and not to the server.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        multiprocessing.forkserver.ensure_running()
     return context
 
 
