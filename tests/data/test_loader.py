@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,26 @@ def test_source_that_may_not_be_forked_is_read_in_fresh_processes(
     expected = stream(split, num_epochs=1)
     monkeypatch.setattr(split.source, "fork_safe", False)
     assert all_equal(stream(split, num_epochs=1, num_workers=1), expected)
+
+
+PROGRAM = """
+import os
+from pathlib import Path
+
+class Parents(list):
+    def __getitem__(self, _):
+        return "libtorch" in Path(f"/proc/{os.getppid()}/maps").read_text()
+
+if __name__ == "__main__":
+    from tltrain.data.loader import open_loader
+    print(*open_loader(Parents(), [0, 0], False, seed=0, num_workers=2, pin_memory=False))
+"""
+
+
+def test_fresh_processes_come_from_one_that_has_imported_torch(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    ended = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False)
+    assert ended.stdout == "True True\n", ended.stderr
 
 
 def test_auto_takes_a_share_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from tltrain.engine import cluster, groups
 from tltrain.engine.groups import WorkerGroups
 from tltrain.errors import LostError
+from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import ResourcesSpec
 
 
@@ -45,12 +48,16 @@ def make_groups(notes: list[str], monkeypatch: pytest.MonkeyPatch, count: int = 
         return {"ended": "well"}
 
     monkeypatch.setattr(WorkerGroups, "_run_workers", run_workers)
+    spec = SimpleNamespace(sweep=SimpleNamespace(isolation="lanes"), resources=ResourcesSpec(wait_s=1e6))
+    return of_spec(spec, None, Told(notes), count, monkeypatch)
+
+
+def of_spec(spec: Any, run: Any, broker: Any, count: int, monkeypatch: pytest.MonkeyPatch) -> WorkerGroups:
+    """Groups of one worker, which end by a LostError where they are lost."""
     monkeypatch.setattr(groups, "GROUP_FAILURES", (LostError,))
     monkeypatch.setattr(WorkerGroups, "_has_fewer_lanes", lambda *_: False)
-    spec = SimpleNamespace(sweep=SimpleNamespace(isolation="lanes"), resources=ResourcesSpec(wait_s=1e6))
-    run: Any = None
     request: Any = SimpleNamespace(min_workers=1)
-    return WorkerGroups(spec, run, request, Told(notes), count=count, likely=())  # pyright: ignore[reportArgumentType]
+    return WorkerGroups(spec, run, request, broker, count=count, likely=())
 
 
 def test_the_last_group_waits_for_room_before_it_starts_again(
@@ -75,3 +82,48 @@ def test_a_sweep_that_ends_waits_for_no_node(notes: list[str], monkeypatch: pyte
             time.sleep(0.01)
 
     several.raise_errors()  # and it has come here: else it would wait for days
+
+
+def trials(*groups_of_trials: int) -> SimpleNamespace:
+    """The broker of a sweep whose trials have workers of their own: it hands out these groups, and ends."""
+    left = [*groups_of_trials, None, None]
+    answers = {"claim": lambda: left.pop(0)} | dict.fromkeys(("halt", "close", "restart"), lambda *_: None)
+    return SimpleNamespace(**{name: SimpleNamespace(remote=answer) for name, answer in answers.items()})
+
+
+@pytest.mark.parametrize("held", [1, 2], ids=["the node stays away", "another node has room"])
+def test_where_a_node_stays_away_trials_with_workers_of_their_own_wait_for_each_other(
+    held: int, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what does not fit would start again and again, until no restart is left."""
+    both_start, may_end = threading.Barrier(2), threading.Event()
+
+    def run_workers(self: WorkerGroups, index: int, name: str) -> dict[str, Any]:
+        notes.append(f"start {index}")
+        if notes.count(f"start {index}") == 1:
+            both_start.wait()
+            if index == 1:
+                raise LostError("a node is gone", "")
+            may_end.wait()
+        notes.append(f"end {index}")
+        return {}
+
+    monkeypatch.setattr(WorkerGroups, "_run_workers", run_workers)
+    monkeypatch.setattr(groups, "SETTLE_S", 0)
+    monkeypatch.setattr(groups, "live_nodes", lambda: [None])
+    monkeypatch.setattr(groups, "capacity", lambda *_: held)
+    monkeypatch.setattr(groups, "merged", list)
+    spec = SimpleNamespace(sweep=SimpleNamespace(isolation="process"), resources=ResourcesSpec(wait_s=0))
+    several = of_spec(spec, RunFolder.at(str(tmp_path), "sweep"), trials(1, 2), 2, monkeypatch)
+    with several.running():
+        while ("retry" if held == 1 else "end 1") not in notes:
+            time.sleep(0.01)
+        time.sleep(0.1)  # in which another start would show
+        starts = notes.count("start 1")
+        may_end.set()
+        while not {"end 1", "end 2"} <= set(notes):
+            time.sleep(0.01)
+    assert starts == held
+    assert [note for note in notes if note.startswith(("start 1", "end"))] == (
+        ["start 1", "end 2", "start 1", "end 1"] if held == 1 else ["start 1", "start 1", "end 1", "end 2"]
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import select
 import signal
@@ -37,6 +38,8 @@ __all__ = [
 MAX_AUTO_WORKERS = 8
 _AUGMENT, _MIX = 0, 1
 _SHOWN = 10
+_IMPORTED_ONCE = ["__main__", __name__]
+"""What a fork server imports before it makes loader processes, which would each import torch anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +309,8 @@ def open_loader(
 
     Its processes end with this one, however it ends.
     """
+    if num_workers:
+        multiprocessing.set_forkserver_preload(_IMPORTED_ONCE)  # has no effect on a server that runs already
     return DataLoader(
         reader,
         sampler=requests,

@@ -61,6 +61,7 @@ class WorkerGroups:
             ray.kill(process)
         self._futures: list[concurrent.futures.Future[Record]] = []
         self._waiting, self._ended = threading.Lock(), threading.Event()
+        self._counting, self._places = threading.Lock(), threading.Semaphore(count)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -96,7 +97,8 @@ class WorkerGroups:
             group: int | None = ray.get(self._broker.claim.remote())
             if group is None:
                 return merged(records)
-            records.append(self._run_group(group))
+            with self._places:
+                records.append(self._run_group(group))
             for name in folder.names():  # each has a copy of the pretrained network
                 if name.startswith(f"{group}-"):
                     folder.delete(name)
@@ -111,10 +113,13 @@ class WorkerGroups:
                 if not self._has_fewer_lanes(error):
                     retry_or_raise(error, failures, self._spec.resources.max_failures)
                     failures += 1
-                    if self._gives_up():
-                        logger.warning("no node is left for worker group %d; the others take its lanes", index + 1)
-                        ray.get(self._broker.retire.remote(index))
-                        return {}
+                    if self._is_one_too_many():
+                        if not self._is_isolated:
+                            logger.warning("no node is left for worker group %d; the others take its lanes", index + 1)
+                            ray.get(self._broker.retire.remote(index))
+                            return {}
+                        logger.warning("no node is left for a trial's workers; it waits until another one has ended")
+                        self._places.acquire()  # beside its own, which is lost with the node
                     self._wait_for_room()
                     if self._ended.is_set():
                         return {}
@@ -129,15 +134,19 @@ class WorkerGroups:
                 if not self._ended.is_set():
                     raise
 
-    def _gives_up(self) -> bool:
-        """Whether the cluster holds fewer groups than there are, and goes on doing so; the last group never does."""
-        if self._is_isolated or self._active == 1 or len(ray.nodes()) == 1:
+    def _is_one_too_many(self) -> bool:
+        """Whether the cluster holds fewer groups than there are, and goes on doing so; the last one is never too many.
+
+        If so there is one group less from then on.
+        """
+        if self._active == 1 or len(ray.nodes()) == 1:
             return False
         self._ended.wait(max(SETTLE_S, self._spec.resources.wait_s))
-        if self._has_room():
-            return False
-        self._active -= 1
-        return True
+        with self._counting:
+            if self._active == 1 or self._has_room():
+                return False
+            self._active -= 1
+            return True
 
     def _has_room(self) -> bool:
         """Whether the nodes that are alive hold all groups at once."""
