@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,23 @@ def test_a_local_run_prints_its_result_to_stdout_and_its_progress_to_stderr(
     assert state["evaluation"]["num_images"] == 45
 
 
-def test_a_finished_run_says_so_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_says_so_and_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = spec_file(tmp_path)
     execute(path)
     capsys.readouterr()
-    page = tmp_path / "runs" / "tiny" / "report.html"
+    page, temporary = tmp_path / "runs" / "tiny" / "report.html", tmp_path / "tltrain-ray-12345678"
     page.unlink()  # as if the process had been killed before it was written
+    temporary.mkdir()
+    (temporary / ".held").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert execute(path) == 0
     output = capsys.readouterr()
     assert "is finished already" in output.err
     assert "Test accuracy" in output.out
     assert page.exists()
+    assert not temporary.exists()
 
 
 def test_another_spec_under_the_same_name_is_refused_key_by_key(tmp_path: Path) -> None:

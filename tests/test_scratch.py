@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tltrain import scratch
-from tltrain.scratch import scratch_folder
+from tltrain.scratch import delete_abandoned, scratch_folder
 
 PREFIX = "scratch-"
 HOLD = f"""
@@ -65,6 +65,14 @@ def test_one_that_a_killed_process_left_goes_when_the_next_is_made_and_one_in_us
                 used.name,
                 Path(mine).name,
             }
+
+
+def test_what_a_killed_process_left_goes_also_where_no_other_is_made(temporary: Path) -> None:
+    with another_process() as (_, used), another_process() as (process, left):
+        process.kill()
+        process.wait()
+        delete_abandoned(PREFIX)
+        assert (used.exists(), left.exists()) == (True, False)
 
 
 def test_empty_folders_that_a_late_process_made_anew_go_and_those_that_are_new_or_hold_a_file_stay(

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+RAY, TUNE, TENSORBOARD = "tltrain-ray-", "tltrain-tune-", "tltrain-tensorboard-"
+"""Prefixes of what a run makes."""
 _HELD = ".held"
 _UNHELD_S = 10.0
 """Age from which empty folders without a lock are nobody's: a process of Ray's that was just starting, while those of
@@ -35,7 +37,7 @@ def scratch_folder(prefix: str, *, sockets: str = "") -> Iterator[str]:
     says so.
     """
     parent = _parent(len(f"/{prefix}") + _RANDOM + len(f"/{sockets}")) if sockets else tempfile.gettempdir()
-    _delete_abandoned(parent, prefix)
+    delete_abandoned(prefix, parent)
     try:
         with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
             held = os.open(Path(folder, _HELD), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -45,7 +47,18 @@ def scratch_folder(prefix: str, *, sockets: str = "") -> Iterator[str]:
             finally:
                 os.close(held)
     finally:
-        _delete_abandoned(parent, prefix)
+        delete_abandoned(prefix, parent)
+
+
+def delete_abandoned(prefix: str, parent: str = "") -> None:
+    """Delete what this user's processes have left of `scratch_folder(prefix)` by dying, wherever these may be made.
+
+    parent: the one folder to look into instead.
+    """
+    parents = {parent} if parent else {tempfile.gettempdir(), _SHORT}
+    for folder in (folder for each in parents if os.access(each, os.W_OK) for folder in own_folders(each, prefix)):
+        with suppress(FileNotFoundError):  # somebody else has just deleted it
+            _delete_if_abandoned(folder)
 
 
 def own_folders(parent: str | Path, prefix: str) -> Iterator[Path]:
@@ -64,12 +77,6 @@ def _parent(needed: int) -> str:
         return usual
     logger.info("%s is too long for the paths of Ray's sockets; they are in %s", usual, _SHORT)
     return _SHORT
-
-
-def _delete_abandoned(parent: str, prefix: str) -> None:
-    for folder in own_folders(parent, prefix):
-        with suppress(FileNotFoundError):  # somebody else has just deleted it
-            _delete_if_abandoned(folder)
 
 
 def _delete_if_abandoned(folder: Path) -> None:

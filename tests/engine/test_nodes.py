@@ -161,5 +161,32 @@ def test_lanes_are_spread_over_nodes_and_a_lost_nodes_lanes_go_to_the_others(clu
     assert curves_of(run) == curves
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_trials_with_workers_of_their_own_do_without_a_node_that_stays_away(
+    cluster: Cluster, tmp_path: Path, num_workers: int
+) -> None:
+    while len(cluster.worker_nodes) < 2 * num_workers:
+        cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    space = {"optim.learning_rate": {"grid": [0.01, 0.03, 0.05]}}
+    settings = {"resources.num_workers": num_workers, "sweep": {"space": space, "isolation": "process"}}
+    spec = tiny_spec(tmp_path, {"train.epochs": 20, **settings}, name="struck")
+    lost: list[str] = []
+
+    def lose_a_node(record: SweepRecord) -> None:
+        if not lost and len({row["lane"] for row in record.rows}) == 2 and not ray.available_resources().get("CPU"):
+            node = next(iter(cluster.worker_nodes))
+            lost.append(node.node_id)
+            cluster.remove_node(node, allow_graceful=False)
+
+    shares = dict.fromkeys(["a", "b", "c", "d", "e", "head"], 1 / 6)
+    sweep(spec, prepared(spec), shares, poll=lose_a_node)
+    run = RunFolder.at(spec.storage, "struck")
+    assert lost
+    assert [(entry["state"], entry["epochs"]) for entry in run.read_json("trials.json")] == [("finished", 20)] * 3
+
+
 def curves_of(run: RunFolder) -> dict[tuple[str, int], tuple[float, float]]:
     return {(row["lane"], row["epoch"]): (row["train_loss"], row["val_loss"]) for row in run.metrics()}

@@ -23,6 +23,9 @@ LIMIT_S = 240.0
 """After which a sweep of seconds counts as hung."""
 LEFT_WITHIN_S = 30.0
 """How long what a sweep has used may take to be gone."""
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+AGENTS_LEFT_WITHIN_S = 90.0
+"""The agents of a Ray that is killed with its driver try for up to a minute to reach its head, which is dead as well."""
 RAYS_ACTORS = ("TrainStateActor", "AutoscalingCoordinator")
 """In the names of actors that Ray keeps for as long as the cluster lives."""
 POLL_S = 0.05
@@ -104,8 +107,11 @@ class Machine:
         checks: list[Callable[[], list[str]]] = [self._processes, self._temporary_files]
         if self.cluster is not None:
             checks += [self._actors, self._placement_groups, self._taken_cpus]
-        deadline = time.monotonic() + LEFT_WITHIN_S
-        while (left := [problem for check in checks for problem in check()]) and time.monotonic() < deadline:
+        began = time.monotonic()
+        while left := [problem for check in checks for problem in check()]:
+            slow = all(problem.endswith(AGENTS) for problem in left)
+            if time.monotonic() - began > (AGENTS_LEFT_WITHIN_S if slow else LEFT_WITHIN_S):
+                break
             time.sleep(0.5)
         return left
 

@@ -22,7 +22,7 @@ from tltrain.engine.plan import Node, Request, find_shortage, make_request
 from tltrain.errors import LostError, ResourceError
 from tltrain.machine import devices_text
 from tltrain.run_folder import RunFolder
-from tltrain.scratch import scratch_folder
+from tltrain.scratch import RAY, scratch_folder
 from tltrain.spec.schema import ResourcesSpec
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def private_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     for name, value in {**ENVIRONMENT, **PRIVATE_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
-    with scratch_folder("tltrain-ray-", sockets=LONGEST_SOCKET) as folder, _on_loopback(), _apart():
+    with scratch_folder(RAY, sockets=LONGEST_SOCKET) as folder, _on_loopback(), _apart():
         try:
             ray.init(
                 address="local",

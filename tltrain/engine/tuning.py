@@ -22,7 +22,7 @@ from tltrain.engine.broker import Standing, State
 from tltrain.engine.proposals import make_searcher
 from tltrain.engine.schedulers import GROWING, make_scheduler
 from tltrain.engine.trial import LaneTrial
-from tltrain.scratch import scratch_folder
+from tltrain.scratch import TUNE, scratch_folder
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial
 
@@ -80,7 +80,7 @@ def run_tune(
     scheduler = make_scheduler(spec, broker)
     searcher = make_searcher(spec, trials, earlier) if spec.sweep.search == "optuna" else None
     num_trials = len(trials) + (num_proposals if searcher else 0)
-    with quiet(), _seeded(spec.seed), scratch_folder("tltrain-tune-") as folder:
+    with quiet(), _seeded(spec.seed), scratch_folder(TUNE) as folder:
         if num_trials == 0:
             return []
         # Nothing waits for the trials of a plain search: their lanes train without them.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tltrain.scratch import scratch_folder
+from tltrain.scratch import TENSORBOARD, scratch_folder
 from tltrain.storage import Folder
 from tltrain.track.entries import Entry
 
@@ -26,7 +26,7 @@ class TensorBoard:
         self._target = run.child(FOLDER)
         self._scratch = contextlib.ExitStack()
         local = self._target.local_path
-        self._root = local or Path(self._scratch.enter_context(scratch_folder("tltrain-tensorboard-")))
+        self._root = local or Path(self._scratch.enter_context(scratch_folder(TENSORBOARD)))
         self._entries: dict[str, Entry] = {}
         self._writers: dict[str, Any] = {}
         self._last: dict[str, Mapping[str, float]] = {}
