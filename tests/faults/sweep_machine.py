@@ -25,7 +25,7 @@ LEFT_WITHIN_S = 30.0
 """How long what a sweep has used may take to be gone."""
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 AGENTS_LEFT_WITHIN_S = 90.0
-"""The agents of a Ray that is killed with its driver try for up to a minute to reach its head, which is dead as well."""
+"""The agents of a Ray that is killed with its driver try for up to a minute to reach its head, which is dead too."""
 RAYS_ACTORS = ("TrainStateActor", "AutoscalingCoordinator")
 """In the names of actors that Ray keeps for as long as the cluster lives."""
 POLL_S = 0.05
