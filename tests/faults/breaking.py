@@ -61,6 +61,7 @@ def train_and_break(group: Group, train: Callable[[Group, Spec], None], spec: Sp
         arm(fault)
 
     def note_and_leave(error: LostError) -> None:
+        Path(spec.storage).mkdir(parents=True, exist_ok=True)
         (Path(spec.storage) / "silence").write_text(str(error))
         os._exit(1)
 
