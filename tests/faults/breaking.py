@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +30,43 @@ def break_run(world_size: int, train: Callable[[Group, Spec], None], spec: Spec,
     if fault.action == STOP and world_size == 1:
         return list(_pause(train, spec, fault))
     began = time.monotonic()
-    code = _run_until_death(world_size, train, spec, fault)
-    if fault.action == STOP:
+    code, others = _run_until_death(world_size, train, spec, fault)
+    if fault.action == STOP and code is None:
+        if all(other == 0 for other in others):  # they had no more to do, and notice nothing any more
+            return []
         return list(_unnoticed(spec, fault, time.monotonic() - began))
-    if code != CODES[fault.action]:
+    if fault.action == STOP or code != CODES[fault.action]:
         return [f"the fault did not happen: rank {fault.rank} ended with {code}"]
     return list(_lost_steps(spec, fault)) if fault.action in (TERMINATE, INTERRUPT) else []
 
 
-def _run_until_death(world_size: int, train: Callable[[Group, Spec], None], spec: Spec, fault: Fault) -> int | None:
-    """Run until the rank that is struck ends, or another one where it stands still; return its exit code."""
+def _run_until_death(
+    world_size: int, train: Callable[[Group, Spec], None], spec: Spec, fault: Fault
+) -> tuple[int | None, list[int | None]]:
+    """Run until the rank that is struck ends, or the others where it stands still; return its exit code and theirs.
+
+    Its code is None where it stands still, as are those of others that have not ended when one does with an error.
+    """
     processes, _ = ranks.start(world_size, train_and_break, train, spec, fault)
     watched = processes[: fault.rank] + processes[fault.rank + 1 :] if fault.action == STOP else [processes[fault.rank]]
     deadline = time.monotonic() + ranks.LIMIT_S
-    while all(process.exitcode is None for process in watched) and time.monotonic() < deadline:
+    while time.monotonic() < deadline and _go_on(watched):
         time.sleep(0.02)
-    code = processes[fault.rank].exitcode
+    struck = processes[fault.rank]
+    while time.monotonic() < deadline and struck.exitcode is None and not _stands_still(struck.pid):
+        time.sleep(0.02)
+    codes = [process.exitcode for process in processes]
     if fault.action in (KILL, STOP):  # as a launcher does; who was told to end does so by itself
         for process in processes:
             process.kill()
     ranks.stop(processes)
-    return code
+    return codes.pop(fault.rank), codes
+
+
+def _go_on(processes: Sequence[Any]) -> bool:
+    """Whether none has ended with an error, and not all of them well."""
+    codes = [process.exitcode for process in processes]
+    return None in codes and not any(codes)
 
 
 def train_and_break(group: Group, train: Callable[[Group, Spec], None], spec: Spec, fault: Fault) -> None:
