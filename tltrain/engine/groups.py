@@ -113,8 +113,13 @@ class WorkerGroups:
                 if not self._has_fewer_lanes(error):
                     retry_or_raise(error, failures, self._spec.resources.max_failures)
                     failures += 1
-                    if self._is_one_too_many() and self._gives_up(index):
-                        return {}
+                    if self._is_one_too_many():
+                        if not self._is_isolated:
+                            logger.warning("no node is left for worker group %d; the others take its lanes", index + 1)
+                            ray.get(self._broker.retire.remote(index))
+                            return {}
+                        logger.warning("no node is left for a trial's workers; it waits until another one has ended")
+                        self._places.acquire()  # beside its own, which is lost with the node
                     self._wait_for_room()
                     if self._ended.is_set():
                         return {}
@@ -142,16 +147,6 @@ class WorkerGroups:
                 return False
             self._active -= 1
             return True
-
-    def _gives_up(self, index: int) -> bool:
-        """Leave a group's lanes to the others; a trial's own workers wait until another trial has ended instead."""
-        if self._is_isolated:
-            logger.warning("no node is left for a trial's workers; it waits until another one has ended")
-            self._places.acquire()  # beside its own, which is lost with the node
-            return False
-        logger.warning("no node is left for worker group %d; the others take its lanes", index + 1)
-        ray.get(self._broker.retire.remote(index))
-        return True
 
     def _has_room(self) -> bool:
         """Whether the nodes that are alive hold all groups at once."""
