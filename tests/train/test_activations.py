@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from torch import Tensor
 
-from tltrain.train import tap_arrays
+from tltrain.train import tap_arrays, tap_rates
 from tltrain.train.activations import ActivationStore, TapKey, device_kind
 from tltrain.train.distributed import Group
 from tltrain.train.tap_arrays import TapArray
@@ -474,16 +474,35 @@ def test_too_little_memory_means_a_warning_and_no_taps(caplog: pytest.LogCapture
     assert "are not kept" in caplog.text
 
 
-@pytest.mark.parametrize("directory", [None, "taps"])
-def test_measured_rates_are_of_a_sound_size_and_leave_nothing_behind(directory: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("directory", "limits"),
+    [(None, [10**13]), ("taps", [3 * 2**29, 10**13]), ("taps", [3 * 2**29])],
+    ids=["memory", "files", "files-held-in-memory"],
+)
+def test_measured_rates_are_of_a_sound_size_and_leave_nothing_behind(
+    directory: str | None, limits: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 8388608 kB\nMemAvailable: 3145728 kB\nCached: 1048576 kB\n")
+    monkeypatch.setattr(tap_rates, "_MEMORY_FILES", (tmp_path / "meminfo", tmp_path / "memory.max"))
     place = None if directory is None else tmp_path / directory
-    tiers = measure_tiers(place, 10**13, CPU)
+    tiers = measure_tiers(place, limits[-1], CPU)
 
-    assert [tier.limit_bytes for tier in tiers] == ([10**13] if place is None else [spare_memory_bytes(), 10**13])
+    assert [tier.limit_bytes for tier in tiers] == limits
     for tier in tiers:
         assert 1e6 < tier.rates.write < 1e12
         assert 1e6 < tier.rates.read < 1e12
     assert place is None or os.listdir(place) == []
+
+
+@pytest.mark.parametrize(("limit", "spare"), [("max", 3 * 2**29), (str(2**30), 2**29), (str(2**40), 3 * 2**29)])
+def test_a_container_spares_no_more_memory_than_it_may_use(
+    limit: str, spare: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable: 3145728 kB\n")
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    monkeypatch.setattr(tap_rates, "_MEMORY_FILES", (tmp_path / "meminfo", tmp_path / "memory.max"))
+
+    assert spare_memory_bytes() == spare
 
 
 def test_an_array_that_was_not_closed_is_let_go_with_its_last_reference(files: ActivationStore) -> None:
