@@ -113,17 +113,25 @@ class WorkerGroups:
                 if not self._has_fewer_lanes(error):
                     retry_or_raise(error, failures, self._spec.resources.max_failures)
                     failures += 1
-                    if self._is_one_too_many():
-                        if not self._is_isolated:
-                            logger.warning("no node is left for worker group %d; the others take its lanes", index + 1)
-                            ray.get(self._broker.retire.remote(index))
-                            return {}
-                        logger.warning("no node is left for a trial's workers; it waits until another one has ended")
-                        self._places.acquire()  # beside its own, which is lost with the node
+                    if self._is_one_too_many() and self._gives_up(index):
+                        return {}
                     self._wait_for_room()
                     if self._ended.is_set():
                         return {}
             ray.get(self._broker.restart.remote(index))
+
+    def _gives_up(self, index: int) -> bool:
+        """Leave the lanes of a group that is one too many to the others, or a trial's own group to wait for its turn.
+
+        Return whether the group ends with that.
+        """
+        if self._is_isolated:
+            logger.warning("no node is left for a trial's workers; it waits until another one has ended")
+            self._places.acquire()  # beside its own, which is lost with the node
+            return False
+        logger.warning("no node is left for worker group %d; the others take its lanes", index + 1)
+        ray.get(self._broker.retire.remote(index))
+        return True
 
     def _wait_for_room(self) -> None:
         """Wait for a node to come back: a start for which there is no room would end as another loss."""
