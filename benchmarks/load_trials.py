@@ -84,16 +84,17 @@ def drive(folder: Path, num_trials: int, epochs: int, epoch_s: float) -> None:
 def train(broker: Any, made: Path, epoch_s: float) -> None:
     """Be a worker group that makes rows up, of the size of real ones."""
     rates: dict[str, float] = {}
+    workers = ray.get(broker.begin.remote(0))
     with made.open("a", buffering=1) as log:
         while True:
-            work: Any = ray.get(broker.next_work.remote(0))
+            work: Any = ray.get(broker.next_work.remote(workers))
             if work.task is Task.STOP:
                 return
             rates.update({ticket.trial: ticket.values["optim.learning_rate"] for ticket in work.added})
             time.sleep(epoch_s)
             rows = [make_row(lane, work.epoch + 1, rates[lane]) for lane in work.lanes]
             log.write("".join(json.dumps([os.getpid(), row["lane"], row["epoch"]]) + "\n" for row in rows))
-            ray.get(broker.complete.remote(rows, {}))
+            ray.get(broker.complete.remote(workers, rows, {}))
             for lane in work.dropped:
                 rates.pop(lane, None)
 

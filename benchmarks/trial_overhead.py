@@ -84,14 +84,15 @@ def time_lanes(spec: Spec) -> float:
 def train(broker: Any) -> None:
     """Be a worker group that trains in no time."""
     rates: dict[str, float] = {}
+    workers = ray.get(broker.begin.remote(0))
     while True:
-        work: Any = ray.get(broker.next_work.remote(0))
+        work: Any = ray.get(broker.next_work.remote(workers))
         if work.task is Task.STOP:
             return
         rates.update({ticket.trial: ticket.values["optim.learning_rate"] for ticket in work.added})
         epoch = work.epoch + 1
         rows = [{"lane": lane, "epoch": epoch, "val_top1": score(rates[lane], epoch)} for lane in work.lanes]
-        ray.get(broker.complete.remote(rows, {}))
+        ray.get(broker.complete.remote(workers, rows, {}))
 
 
 def time_plain(num_trials: int, epochs: int, scheduler: str) -> float:

@@ -52,6 +52,7 @@ class FakeGroup:
 
     def start(self) -> FakeGroup:
         """Begin to take work; ends when the broker is closed."""
+        self.workers = ray.get(self.broker.begin.remote(self.number))
         self.thread = threading.Thread(target=self._loop, daemon=True)
         self.thread.start()
         return self
@@ -65,13 +66,13 @@ class FakeGroup:
                 self.lanes[ticket.trial] = (ticket, ticket.start_epoch)
             if work.task is Task.SAVE:
                 names = {trial: f"{self.lanes[trial][0].home}/{self.lanes[trial][1]}" for trial in work.lanes}
-                ray.get(self.broker.complete_save.remote(names, {}))
+                ray.get(self.broker.complete_save.remote(self.workers, names, {}))
             else:
                 time.sleep(self.seconds_per_epoch)
                 self._train(work)
 
     def _next_work(self) -> Work:
-        work: Any = ray.get(self.broker.next_work.remote(self.number))
+        work: Any = ray.get(self.broker.next_work.remote(self.workers))
         return work
 
     def _train(self, work: Work) -> None:
@@ -84,4 +85,4 @@ class FakeGroup:
                 continue
             self.lanes[trial] = (ticket, epoch + 1)
             rows.append({"lane": trial, "epoch": epoch + 1, "val_top1": accuracy(ticket.values, epoch + 1)})
-        ray.get(self.broker.complete.remote(rows, errors))
+        ray.get(self.broker.complete.remote(self.workers, rows, errors))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tltrain.engine.broker import Broker, State, Task, Ticket, Work, trial_of
-from tltrain.engine.broker_actor import BrokerActor
+from tltrain.engine.broker import ENDED, Broker, State, Task, Ticket, Work, trial_of
+from tltrain.engine.broker_actor import BrokerActor, Workers
+from tltrain.errors import RunError
 
 
 def ticket(trial: str, **changes: Any) -> Ticket:
@@ -148,6 +150,32 @@ def test_the_lanes_of_a_group_that_will_not_come_back_go_to_the_others() -> None
     assert finishing.task is Task.FINISH
 
 
+def test_a_group_that_comes_back_takes_its_share_of_the_lanes_from_their_saved_states() -> None:
+    made = broker(*(ticket(f"t{i}", cost=cost, epochs=9) for i, cost in enumerate([4, 3, 2, 1])), num_groups=2)
+    for group in (0, 1):
+        train(made, group)
+    made.retire(1)
+    everything = train(made, 0)
+    while set(everything.lanes) != {"t0", "t1", "t2", "t3"}:  # those of the other group catch up
+        everything = train(made, 0)
+    made.restart(1)
+    assert made.take(0) is not None, "until it is there the others train on"
+    assert made.take(1) is None
+    made.complete([{"lane": trial} for trial in everything.lanes], {})
+    leaving = made.take(0)
+    assert leaving is not None
+    assert leaving.task is Task.SAVE
+    made.complete_save({trial: f"{trial}/{leaving.epoch}" for trial in leaving.lanes})
+    stays, comes = made.take(0), made.take(1)
+    assert stays is not None
+    assert comes is not None
+    assert set(stays.dropped) == set(leaving.lanes) == set(comes.lanes)
+    assert {added.start for added in comes.added} == {f"{trial}/{leaving.epoch}" for trial in leaving.lanes}
+    assert set(stays.lanes) | set(comes.lanes) == {"t0", "t1", "t2", "t3"}
+    costs = [sum({"t0": 4, "t1": 3, "t2": 2, "t3": 1}[trial] for trial in work.lanes) for work in (stays, comes)]
+    assert costs == [5, 5]
+
+
 def test_out_of_memory_halves_the_lanes_that_a_group_held_down_to_none() -> None:
     made = broker(*(ticket(f"t{i}") for i in range(5)), max_lanes=1000)
     limits = []
@@ -234,6 +262,99 @@ def test_every_lane_ends_with_each_epoch_once_whatever_the_order_of_events(data:
     assert seen == {f"t{i}": list(range(epochs[i])) for i in range(count)}
 
 
+class Group:
+    """A worker group: it knows how many epochs each of its lanes has seen, and dies with all it knows."""
+
+    def __init__(self, made: Broker, number: int, states: dict[str, int]) -> None:
+        self.made, self.number, self.states = made, number, states
+        self.lanes: dict[str, int] = {}
+        self.is_there = True
+
+    def work(self, rows: dict[tuple[str, int], int], *, saves: bool) -> None:
+        """Do a piece of work; `saves`: save what was trained."""
+        work = self.made.take(self.number)
+        if work is None or work.task is Task.STOP:
+            return
+        for trial in work.dropped:
+            self.lanes.pop(trial, None)
+        for added in work.added:
+            assert added.trial not in self.lanes
+            self.lanes[added.trial] = 0 if added.start is None else self.states[added.start]
+        assert {self.lanes[trial] for trial in work.lanes} == {work.epoch}
+        if work.task is Task.TRAIN:
+            for trial in work.lanes:
+                self.lanes[trial] += 1
+                rows[trial, work.epoch + 1] = rows.get((trial, work.epoch + 1), 0) + 1
+            done = [{"lane": trial, "epoch": work.epoch + 1} for trial in work.lanes]
+            self.made.complete(done, {})
+        if work.task is Task.SAVE or saves:
+            names = {trial: f"{trial}/{self.lanes[trial]}" for trial in work.lanes}
+            self.states.update({name: self.lanes[trial] for trial, name in names.items()})
+            self.made.complete_save(names)
+
+    def die(self) -> None:
+        self.lanes.clear()
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_lanes_end_wherever_they_train_while_groups_die_retire_and_come_back(seed: int) -> None:
+    """Each epoch is trained from the one before it, and no trial gets an older state than the one that it asked for."""
+    chance = random.Random(seed)
+    count, num_groups = chance.randint(1, 6), chance.randint(2, 3)
+    epochs = {f"t{i}": chance.randint(1, 12) for i in range(count)}
+    made = broker(run_ahead=chance.randint(1, 12), max_lanes=chance.randint(1, 4), num_groups=num_groups)
+    states: dict[str, int] = {}
+    groups = [Group(made, number, states) for number in range(num_groups)]
+    rows: dict[tuple[str, int], int] = {}
+    asked, waiting = dict.fromkeys(epochs, 0), dict[str, int]()
+    for trial, last in epochs.items():
+        made.register(ticket(trial, epochs=last, cost=chance.randint(1, 9), cohort=chance.choice("ab")))
+
+    def ask() -> None:
+        """Be the trials: ask for one epoch after another, and sometimes for a state."""
+        for trial, last in epochs.items():
+            if trial in waiting:
+                name = made.saved(trial)
+                if name is None and made.standing(trial).state not in ENDED:
+                    continue
+                assert name is None or states[name] >= waiting.pop(trial)
+                waiting.pop(trial, None)
+            while asked[trial] < last and (asked[trial] == 0 or made.row(trial, asked[trial]) is not None):
+                asked[trial] += 1
+                made.request(trial, asked[trial])
+                if asked[trial] > 1 and chance.random() < 0.3:
+                    made.request_save(trial)
+                    waiting[trial] = asked[trial] - 1
+                    break
+
+    for _ in range(chance.randint(0, 120)):
+        ask()
+        group, there = chance.choice(groups), [each for each in groups if each.is_there]
+        event = chance.choice(["work"] * 6 + ["save", "die", "retire", "return", "return"])
+        if event in ("work", "save") and group.is_there:
+            group.work(rows, saves=event == "save")
+        elif event == "die" and group.is_there:
+            group.die()
+            made.restart(group.number)
+        elif event == "retire" and group.is_there and len(there) > 1:
+            group.die()
+            group.is_there = False
+            made.retire(group.number)
+        elif event == "return" and not group.is_there:
+            group.is_there = True
+            made.restart(group.number)
+    for _ in range(200):
+        ask()
+        for group in groups:
+            if group.is_there:
+                group.work(rows, saves=False)
+    assert {trial: (standing.state, standing.epoch) for trial, standing in made.standings().items()} == {
+        trial: (State.FINISHED, last) for trial, last in epochs.items()
+    }
+    assert set(rows) == {(trial, epoch) for trial, last in epochs.items() for epoch in range(1, last + 1)}
+
+
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_rows_are_kept_for_trials_that_ask_late(epoch: int) -> None:
     made = broker(ticket("t0"))
@@ -310,6 +431,26 @@ def test_each_generation_of_a_lane_has_a_home_and_all_but_the_last_two_can_go() 
     assert not made.standing("t0").ticket.is_clone
 
 
+def test_a_lane_that_catches_up_does_not_pass_an_older_state_for_the_one_that_was_asked_for() -> None:
+    """Its group saves it now and then; a clone of that would be an epoch behind, and not known to be."""
+    made = broker(ticket("t0", epochs=5), run_ahead=3)
+    train(made)
+    made.complete_save({"t0": "t0/1"})
+    train(made)
+    train(made)
+    made.request_save("t0")
+    made.restart(0)
+    assert train(made).epoch == 1
+    made.complete_save({"t0": "t0/2"})
+    assert made.saved("t0") is None
+    assert train(made).epoch == 2
+    work = made.take(0)
+    assert work is not None
+    assert (work.task, work.epoch) == (Task.SAVE, 3)
+    made.complete_save({"t0": "t0/3"})
+    assert made.saved("t0") == "t0/3"
+
+
 def test_a_lane_that_was_never_saved_starts_over_after_its_groups_death() -> None:
     made = broker(ticket("t0"))
     train(made)
@@ -374,15 +515,120 @@ def test_the_rows_of_a_trial_that_has_ended_are_forgotten_and_its_standing_is_no
     assert made.row("t1", 1) is not None
 
 
+def make_actor(**options: Any) -> BrokerActor:
+    return BrokerActor(
+        lambda trial, values: ticket(trial), **{"num_groups": 1, "run_ahead": 3, "max_lanes": 100, **options}
+    )
+
+
+async def train_once(actor: BrokerActor, workers: Workers) -> Work:
+    """Take work and do it."""
+    work = await actor.next_work(workers)
+    await actor.complete(workers, [{"lane": trial, "epoch": work.epoch + 1} for trial in work.lanes], {})
+    return work
+
+
+def test_a_call_that_outlives_its_worker_is_given_no_work() -> None:
+    """Ray does not end it: it would take the lanes along, and nobody would train them."""
+
+    async def sweep() -> tuple[BaseException | None, Work]:
+        actor = make_actor()
+        dead = await actor.begin(0)
+        waits = asyncio.create_task(actor.next_work(dead))
+        await asyncio.sleep(0)
+        workers = await actor.begin(0)
+        next_waits = asyncio.create_task(actor.next_work(workers))
+        await asyncio.sleep(0)
+        await actor.register([ticket("t0")])
+        work = await asyncio.wait_for(next_waits, 10)
+        await asyncio.wait([waits])
+        return waits.exception(), work
+
+    error, work = asyncio.run(sweep())
+    assert isinstance(error, RunError)
+    assert work.lanes == ("t0",)
+
+
+@pytest.mark.parametrize("method", ["complete", "complete_save", "note_clone", "note_measured", "refuse"])
+def test_what_workers_say_that_were_given_up_is_not_heard(method: str) -> None:
+    """Their node may have been cut off, and come back for a moment before Ray ends them."""
+    says: dict[str, tuple[Any, ...]] = {
+        "complete": ([{"lane": "t0", "epoch": 2}], {}),
+        "complete_save": ({"t0": "t0/2"}, {}),
+        "note_clone": ("t0", "t1/1", "", "t0/1"),
+        "note_measured": ({"seconds": {}},),
+        "refuse": (["t0"], 1),
+    }
+
+    async def sweep() -> tuple[Any, Any]:
+        actor = make_actor()
+        await actor.register([ticket("t0")])
+        dead = await actor.begin(0)
+        await train_once(actor, dead)
+        await actor.next_work(dead)
+        workers = await actor.begin(0)
+        work = await actor.next_work(workers)
+        assert (work.lanes, work.epoch) == (("t0",), 0)
+        before = await state(actor)
+        with pytest.raises(RunError, match="started again"):
+            await getattr(actor, method)(dead, *says[method])
+        return before, await state(actor)
+
+    async def state(actor: BrokerActor) -> Any:
+        return await actor.standings(), await actor.events(), await actor.measured()
+
+    before, after = asyncio.run(sweep())
+    assert after == before
+
+
+def test_a_trial_whose_last_row_was_lost_with_its_process_is_told_it_again() -> None:
+    """Else it would end with the worst metric, and a searcher would stay away from what was good."""
+
+    async def sweep() -> list[tuple[dict[str, Any] | None, bool]]:
+        actor = make_actor()
+        workers = await actor.begin(0)
+        told = []
+        for _ in range(2):
+            epoch = await actor.attach("t0", {})
+            while (await actor.standings())["t0"].state is not State.FINISHED:
+                await train_once(actor, workers)
+            for each in range(epoch + 1, 4):
+                reply = await actor.request_row("t0", each)
+                told.append((reply.row, reply.is_last))
+        return told
+
+    told = asyncio.run(sweep())
+    rows = [({"lane": "t0", "epoch": epoch}, epoch == 3) for epoch in (1, 2, 3)]
+    assert told == [*rows, rows[-1]]
+
+
+def test_of_a_clone_it_is_told_what_it_left_and_what_it_skipped() -> None:
+    async def sweep() -> list[Any]:
+        actor = make_actor(run_ahead=1)
+        workers = await actor.begin(0)
+        for trial in ("t0", "t1"):
+            await actor.attach(trial, {})
+        await train_once(actor, workers)
+        for trial in ("t0", "t1"):
+            await actor.request_row(trial, 1)
+        await actor.allow("t0", 2)
+        await train_once(actor, workers)
+        assert await actor.clone("t1", {}, "t0", "t0/2", 2) == 2
+        await actor.note_clone(workers, "t1", "t0/2", "abc", "t1/2")
+        return [(event.epoch, event.data) for event in await actor.events() if event.kind == "cloned"]
+
+    assert asyncio.run(sweep()) == [(2, {"state": "t0/2", "sha256": "abc", "left_at": 1})]
+
+
 def test_the_driver_is_told_every_event_once_and_what_it_has_is_forgotten() -> None:
     async def sweep() -> tuple[list[str], int]:
-        actor = BrokerActor(lambda trial, values: ticket(trial), num_groups=1, run_ahead=3, max_lanes=2)
+        actor = make_actor(max_lanes=2)
         await actor.register([ticket(f"t{number}") for number in range(6)])
+        workers = await actor.begin(0)
         told: list[str] = []
         kept = 0
         for _ in range(9):
-            work = await actor.next_work(0)
-            await actor.complete([{"lane": trial, "epoch": work.epoch + 1} for trial in work.lanes], {})
+            await train_once(actor, workers)
             events = await actor.events(len(told))
             told += [event.kind for event in events]
             kept = max(kept, len(await actor.events(len(told))))

@@ -15,15 +15,19 @@ from typing import Any
 import pytest
 import ranks
 import ray
+from ray._private import state as ray_state
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from tiny import tiny_spec
 
-from tltrain.engine.cluster import connected
-from tltrain.engine.fit import fit
+from tltrain.engine.cleaner import CleanerCallback, PlacementGroupCleaner
+from tltrain.engine.cluster import connected, live_nodes
+from tltrain.engine.fit import build_trainer, fit
+from tltrain.engine.plan import make_request
 from tltrain.errors import DataError, ResourceError, RunError
 from tltrain.lease import LEASE_FILE, hold
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import dump_yaml
-from tltrain.spec.schema import Spec
+from tltrain.spec.schema import ResourcesSpec, Spec
 from tltrain.train.distributed import Group
 from tltrain.train.session import fine_tune
 
@@ -182,3 +186,40 @@ def test_the_driver_killed_and_started_again_ends_with_the_same_bits(tmp_path: P
     assert start_driver(tmp_path, path).wait(timeout=240) == 0
     assert digest(killed) == digest(RunFolder.at(clean.storage, clean.name))
     assert len(killed.metrics()) == 6
+
+
+def test_rays_cleaner_ends_with_its_controller_though_nobody_has_asked_it_to_watch(
+    cluster: None, tmp_path: Path
+) -> None:
+    """A driver that is killed while the cleaner starts asks nobody; and a cluster without a dashboard tells nothing."""
+    request = make_request(ResourcesSpec(), live_nodes())
+    trainer = build_trainer(
+        print, {"lease": {}}, tiny_spec(tmp_path), RunFolder.at(str(tmp_path), "r"), request, name=""
+    )
+    names = [type(callback) for callback in trainer._create_default_callbacks()]
+    assert CleanerCallback in names
+    assert PlacementGroupCleanerCallback not in names
+
+    controller: Any = Controller.remote()
+    watched = ray.get(controller.name.remote())
+    options = {"check_interval_s": 0.1, "get_actor_timeout_s": 1, "stop_timeout": 2.0}
+    detached = ray.remote(num_cpus=0)(PlacementGroupCleaner).options(lifetime="detached")
+    cleaner: Any = detached.remote(controller_actor_id=watched, **options)
+    ray.get(cleaner.__ray_ready__.remote())
+    time.sleep(1)  # in which it looks some times
+    assert state_of(cleaner) == "ALIVE"
+    ray.kill(controller)
+    while state_of(cleaner) != "DEAD":
+        time.sleep(0.1)
+
+
+@ray.remote(num_cpus=0)
+class Controller:
+    """An actor that says which one it is."""
+
+    def name(self) -> str | None:
+        return ray.get_runtime_context().get_actor_id()
+
+
+def state_of(actor: Any) -> Any:
+    return ray_state.actors(actor._actor_id.hex())["State"]

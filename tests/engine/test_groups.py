@@ -35,10 +35,16 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(groups, "ray", SimpleNamespace(get=lambda value: value, nodes=lambda: nodes))
     monkeypatch.setattr(groups, "retry_or_raise", lambda *_: happened.append("retry"))
     monkeypatch.setattr(groups, "wait_for_room_again", lambda *_: happened.append("wait for room"))
+    monkeypatch.setattr(groups, "ask_autoscaler", lambda _, groups: happened.append(f"ask for {groups}"))
+    monkeypatch.setattr(groups, "SETTLE_S", 0)
+    monkeypatch.setattr(groups, "LOOK_S", 0.02)
+    monkeypatch.setattr(groups, "live_nodes", lambda: [None])
     return happened
 
 
-def make_groups(notes: list[str], monkeypatch: pytest.MonkeyPatch, count: int = 1) -> WorkerGroups:
+def make_groups(
+    notes: list[str], monkeypatch: pytest.MonkeyPatch, count: int = 1, *, wait_s: float = 1e6
+) -> WorkerGroups:
     """The groups of a sweep; the first start of one loses a node."""
 
     def run_workers(self: WorkerGroups, index: int, name: str) -> dict[str, Any]:
@@ -48,7 +54,7 @@ def make_groups(notes: list[str], monkeypatch: pytest.MonkeyPatch, count: int = 
         return {"ended": "well"}
 
     monkeypatch.setattr(WorkerGroups, "_run_workers", run_workers)
-    spec = SimpleNamespace(sweep=SimpleNamespace(isolation="lanes"), resources=ResourcesSpec(wait_s=1e6))
+    spec = SimpleNamespace(sweep=SimpleNamespace(isolation="lanes"), resources=ResourcesSpec(wait_s=wait_s))
     return of_spec(spec, None, Told(notes), count, monkeypatch)
 
 
@@ -65,7 +71,7 @@ def test_the_last_group_waits_for_room_before_it_starts_again(
 ) -> None:
     """Where it does not, its start takes another of the restarts, until none is left."""
     assert make_groups(notes, monkeypatch)._run_group(0) == {"ended": "well"}
-    assert notes == ["start", "retry", "wait for room", "restart", "start"]
+    assert notes == ["start", "retry", "wait for room", "start"]
 
 
 @pytest.mark.parametrize("count", [1, 2], ids=["the last group", "one of two"])
@@ -73,7 +79,7 @@ def test_a_sweep_that_ends_waits_for_no_node(notes: list[str], monkeypatch: pyte
     """As after SIGTERM, when no node is there any more and `resources.wait_s` gives one days."""
     monkeypatch.setattr(groups, "wait_for_room_again", cluster.wait_for_room_again)
     monkeypatch.setattr(cluster, "live_nodes", list)
-    monkeypatch.setattr(cluster, "_ask_autoscaler", lambda _: None)
+    monkeypatch.setattr(cluster, "ask_autoscaler", lambda _: None)
     monkeypatch.setattr(groups, "live_nodes", list)
     several = make_groups(notes, monkeypatch, count)
 
@@ -84,10 +90,26 @@ def test_a_sweep_that_ends_waits_for_no_node(notes: list[str], monkeypatch: pyte
     several.raise_errors()  # and it has come here: else it would wait for days
 
 
+@pytest.mark.parametrize("comes_back", [True, False], ids=["a node comes", "the sweep ends"])
+def test_a_group_that_is_one_too_many_comes_back_with_a_node(
+    comes_back: bool, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = make_groups(notes, monkeypatch, 2, wait_s=0)
+    rooms = [1, 1, 1, 2] if comes_back else [1]
+    monkeypatch.setattr(groups, "capacity", lambda *_: rooms.pop(0) if len(rooms) > 1 else rooms[0])
+    monkeypatch.setattr(two, "_broker", Told(notes))
+    if not comes_back:
+        two._ended.set()
+    two._run_group(1)
+    end = ["wait for room", "start"] if comes_back else []
+    assert notes == ["start", "retry", "ask for 2", "retire", *end]
+    assert two._active == (2 if comes_back else 1)
+
+
 def trials(*groups_of_trials: int) -> SimpleNamespace:
     """The broker of a sweep whose trials have workers of their own: it hands out these groups, and ends."""
     left = [*groups_of_trials, None, None]
-    answers = {"claim": lambda: left.pop(0)} | dict.fromkeys(("halt", "close", "restart"), lambda *_: None)
+    answers = {"claim": lambda: left.pop(0)} | dict.fromkeys(("halt", "close"), lambda *_: None)
     return SimpleNamespace(**{name: SimpleNamespace(remote=answer) for name, answer in answers.items()})
 
 
@@ -109,8 +131,6 @@ def test_where_a_node_stays_away_trials_with_workers_of_their_own_wait_for_each_
         return {}
 
     monkeypatch.setattr(WorkerGroups, "_run_workers", run_workers)
-    monkeypatch.setattr(groups, "SETTLE_S", 0)
-    monkeypatch.setattr(groups, "live_nodes", lambda: [None])
     monkeypatch.setattr(groups, "capacity", lambda *_: held)
     monkeypatch.setattr(groups, "merged", list)
     spec = SimpleNamespace(sweep=SimpleNamespace(isolation="process"), resources=ResourcesSpec(wait_s=0))

@@ -47,7 +47,7 @@ def make_worker(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[Any, .
     """A worker, and what it tells the broker."""
     told: list[tuple[Any, ...]] = []
     worker = object.__new__(lane_worker._LaneWorker)
-    worker.__dict__.update(_lanes=Lanes(), _group=Group(0, 1, 0, 1, torch.device("cpu")), _saved_at=0.0, _index=3)
+    worker.__dict__.update(_lanes=Lanes(), _group=Group(0, 1, 0, 1, torch.device("cpu")), _saved_at=0.0)
     monkeypatch.setattr(lane_worker._LaneWorker, "_tell", lambda self, *call: told.append(call))
     monkeypatch.setattr(lane_worker, "SAVE_INTERVAL_S", 0.0)
     return worker, told
@@ -71,4 +71,4 @@ def test_whatever_a_clone_may_be_built_of_has_a_hash(monkeypatch: pytest.MonkeyP
     worker._save(["t0"], 2)
     saved = ("complete_save", {"t0": "t0/2"}, {"t0": "sha256 of t0"})
     assert [call for call in told if call[0] == "complete_save"] == [saved, saved]
-    assert [call for call in told if call[0] == "note_measured"] == [("note_measured", 3, {"seconds": {"lanes": 1.0}})]
+    assert [call for call in told if call[0] == "note_measured"] == [("note_measured", {"seconds": {"lanes": 1.0}})]

@@ -47,6 +47,11 @@ class Reference:
         return cls(_rows(run), _trials(run), files(run), _confirmed(run))
 
 
+def _skipped(entry: Mapping[str, Any]) -> set[int]:
+    """Return the epochs that a trial never trained, since it went on from a later state of another."""
+    return {epoch for clone in entry.get("clones", []) for epoch in range(clone["left_at"] + 1, clone["epoch"] + 1)}
+
+
 def whole(run: RunFolder, spec: Spec) -> Iterator[str]:
     """Say what is missing, doubled or left over in the folder of a sweep that has ended."""
     entries, known = run.read_json(TRIALS_FILE), Counter((row["lane"], row["epoch"]) for row in run.metrics())
@@ -55,7 +60,8 @@ def whole(run: RunFolder, spec: Spec) -> Iterator[str]:
     yield from (f"{name} stands {n} times in {TRIALS_FILE}" for name, n in Counter(names).items() if n > 1)
     for entry in entries:
         epochs = [epoch for lane, epoch in sorted(known) if lane == entry["trial"]]
-        if entry["state"] not in ENDED or epochs != list(range(1, entry["epochs"] + 1)):
+        to_train, skipped = set(range(1, entry["epochs"] + 1)), _skipped(entry)
+        if entry["state"] not in ENDED or not to_train - skipped <= set(epochs) <= to_train:
             yield f"{entry['trial']} is {entry['state']} after {entry['epochs']} epochs, its rows are those of {epochs}"
         if entry["state"] == "finished" and entry["epochs"] != apply_to(spec, entry).train.epochs:
             yield f"{entry['trial']} is finished after {entry['epochs']} epochs"

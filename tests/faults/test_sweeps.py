@@ -125,6 +125,13 @@ def test_what_is_missing_or_doubled_in_the_folder_of_a_sweep_is_noticed(folder: 
     assert folder.problems()[-2:] == ["the sweep or its winner is not finished", "report.html is missing"]
 
 
+@pytest.mark.parametrize(("left_at", "is_whole"), [(0, True), (1, False)])
+def test_only_epochs_that_a_clone_has_skipped_may_be_missing(folder: Folder, left_at: int, is_whole: bool) -> None:
+    folder.entries[0]["clones"] = [{"source": "t1", "epoch": 1, "left_at": left_at}]
+    del folder.rows[0]
+    assert (folder.problems() == []) is is_whole
+
+
 def test_what_is_left_over_in_the_folder_of_a_sweep_is_noticed(folder: Folder) -> None:
     folder.run.folder.child("lanes", "t0", "2").write_bytes("info.json", b"{}")
     folder.run.folder.child("winner", "checkpoints", "2").write_bytes("info.json", b"{}")
@@ -144,7 +151,7 @@ def test_a_row_that_differs_and_a_clone_of_other_weights_and_a_trial_that_trains
     folder.problems()
     clean = Reference.of(folder.run)
     folder.rows[1] = {**folder.rows[1], "loss": 0.6}
-    folder.entries[0]["clones"] = [{"source": "t1", "epoch": 1, "sha256": "a", "source_sha256": "b"}]
+    folder.entries[0]["clones"] = [{"source": "t1", "epoch": 1, "left_at": 1, "sha256": "a", "source_sha256": "b"}]
     folder.problems()
     assert list(equal_rows(folder.run, clean)) == ["t1 differs in epoch 1"]
     assert len(list(cloned(folder.run))) == 1

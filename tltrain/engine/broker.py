@@ -119,6 +119,18 @@ class _Lane:
     is_parking: bool = False
     """Its state is being saved so that its group may forget it for now."""
     saved_as: str | None = None
+    moves_to: int | None = None
+    """Group that it goes to once it is saved."""
+
+    @property
+    def load(self) -> float:
+        """What is left to train of it."""
+        return self.ticket.cost * (self.ticket.epochs - self.epoch)
+
+    @property
+    def target(self) -> int:
+        """The group that trains it, or will once it has been moved."""
+        return self.group if self.moves_to is None else self.moves_to
 
     @property
     def is_abreast(self) -> bool:
@@ -132,7 +144,12 @@ class _Lane:
 
     def go_back(self) -> None:
         """Forget all that was trained since the newest saved state, which the lane's ticket starts from."""
-        self.is_built, self.state, self.epoch = False, State.WAITING, self.ticket.start_epoch
+        self.is_built, self.is_parking, self.state, self.epoch = False, False, State.WAITING, self.ticket.start_epoch
+        self.move()
+
+    def move(self) -> None:
+        """Belong to the group that it goes to, if it goes to another."""
+        self.group, self.moves_to = self.target, None
 
 
 class Broker:
@@ -148,6 +165,7 @@ class Broker:
         self._is_isolated = is_isolated
         self._claimed: set[int] = set()
         self._groups, self._run_ahead = list(range(num_groups)), run_ahead
+        self._returning: set[int] = set()
         self._lanes: dict[str, _Lane] = {}
         self._to_drop: dict[int, list[str]] = defaultdict(list)
         self.is_closing = False
@@ -161,7 +179,7 @@ class Broker:
             ticket = dataclasses.replace(ticket, generation=before.ticket.generation + 1)
             if before.is_built:
                 self._to_drop[before.group].append(ticket.trial)
-        group = self._new_group() if before is None else before.group
+        group = self._new_group() if before is None else before.target
         allowed = ticket.start_epoch + self._run_ahead
         self._lanes[ticket.trial] = _Lane(ticket, group, allowed, ticket.start_epoch)
 
@@ -178,11 +196,16 @@ class Broker:
         return group
 
     def _least_loaded(self) -> int:
-        loads: Counter[int] = Counter(dict.fromkeys(self._groups, 0))
-        for lane in self._lanes.values():
-            if lane.state not in ENDED and lane.group in loads:
-                loads[lane.group] += lane.ticket.cost * (lane.ticket.epochs - lane.epoch)  # pyright: ignore
+        loads = self._loads()
         return min(loads, key=lambda group: (loads[group], group))
+
+    def _loads(self) -> dict[int, float]:
+        """Return group -> what is left to train on it."""
+        loads = dict.fromkeys(self._groups, 0.0)
+        for lane in self._lanes.values():
+            if lane.state not in ENDED and lane.target in loads:
+                loads[lane.target] += lane.load
+        return loads
 
     def is_known(self, trial: str) -> bool:
         """Whether a lane of this name was registered."""
@@ -228,19 +251,52 @@ class Broker:
         self.is_closing = True
 
     def restart(self, group: int) -> None:
-        """A worker group has died: its lanes must be built anew, and go on from their newest saved states."""
+        """A worker group starts again: its lanes must be built anew, and go on from their newest saved states.
+
+        One that had retired gets lanes of the others, once it asks for work.
+        """
+        self._go_back(group)
+        if not self._is_isolated and group not in self._groups:
+            self._returning.add(group)
+
+    def retire(self, group: int) -> None:
+        """A worker group has died, and there is no node for it: the others take its lanes until it starts again."""
+        self._go_back(group)
+        self._returning.discard(group)
+        self._groups = [other for other in self._groups if other != group]
+        if not self._groups:  # the last one is just starting again
+            self._groups.append(self._returning.pop())
+        for lane in self._lanes.values():
+            if lane.moves_to == group:
+                lane.moves_to = None
+            elif lane.group == group and lane.state not in ENDED:
+                lane.group = self._least_loaded()
+
+    def _go_back(self, group: int) -> None:
         self._to_drop[group].clear()
         for lane in self._lanes.values():
             if lane.group == group and lane.state not in ENDED:
                 lane.go_back()
 
-    def retire(self, group: int) -> None:
-        """A worker group has died and will not come back: the others take its lanes."""
-        self.restart(group)
-        self._groups.remove(group)
-        for lane in self._lanes.values():
-            if lane.group == group and lane.state not in ENDED:
-                lane.group = self._least_loaded()
+    def _share(self, group: int) -> None:
+        """Give a group that has come back its share of the lanes, each from the group with the most left to train."""
+        self._returning.discard(group)
+        self._groups.append(group)
+        while (lane := self._lane_for(group)) is not None:
+            lane.moves_to = group
+            if not lane.is_built:
+                lane.move()
+
+    def _lane_for(self, group: int) -> _Lane | None:
+        """Return a lane of the fullest group that `group` would still have less to train with; None for none.
+
+        One that is not built, and so need not be saved before, comes first.
+        """
+        loads = self._loads()
+        fullest = max(loads, key=lambda group: loads[group])
+        lanes = (lane for lane in self._lanes.values() if lane.target == fullest and lane.state not in ENDED)
+        fitting = [lane for lane in lanes if loads[group] + lane.load < loads[fullest]]
+        return max(fitting, key=lambda lane: (not lane.is_built, lane.load), default=None)
 
     def request_finish(self, ticket: Ticket) -> None:
         """Have the first group train `ticket` as a run of its own; its summary is then in `summary`."""
@@ -252,15 +308,20 @@ class Broker:
 
     def take(self, group: int) -> Work | None:
         """Return the next work of `group`, or None where it has to wait."""
+        if group in self._returning:
+            self._share(group)
         mine = [lane for lane in self._lanes.values() if lane.group == group]
         to_save = [lane for lane in mine if lane.wants_save and lane.state is State.WAITING and lane.is_abreast]
         if to_save:
             return self._begin(Task.SAVE, group, self._at_one_epoch(to_save))
+        leaving = [lane for lane in mine if lane.moves_to is not None and lane.state is State.WAITING]
+        if leaving:
+            return self._park(group, self._at_one_epoch(leaving))
         ready = [lane for lane in mine if lane.is_ready]
         if ready:
             room = self.max_lanes - sum(lane.is_built for lane in mine)
             lanes = self._together(ready, room)
-            return self._begin(Task.TRAIN, group, lanes) if lanes else self._park(group, mine, len(ready))
+            return self._begin(Task.TRAIN, group, lanes) if lanes else self._make_room(group, mine, len(ready))
         if self._to_finish is not None and group == self._groups[0]:
             ticket, dropped = self._to_finish, self._take_dropped(group)
             return Work(Task.FINISH, (ticket.trial,), added=(ticket,), dropped=dropped)
@@ -284,15 +345,16 @@ class Broker:
     def _at_one_epoch(self, lanes: list[_Lane]) -> list[_Lane]:
         return [lane for lane in lanes if lane.epoch == lanes[0].epoch]
 
-    def _park(self, group: int, mine: list[_Lane], needed: int) -> Work | None:
-        """Have lanes that wait for their trials saved and forgotten, to make room; None where none waits."""
+    def _make_room(self, group: int, mine: list[_Lane], needed: int) -> Work | None:
+        """Have lanes that wait for their trials saved and forgotten; None where none waits."""
         idle = [lane for lane in mine if lane.is_built and lane.state is State.WAITING and not lane.is_ready]
-        if not idle:
-            return None
-        parked = self._at_one_epoch(idle)[:needed]
-        for lane in parked:
+        return self._park(group, self._at_one_epoch(idle)[:needed]) if idle else None
+
+    def _park(self, group: int, lanes: list[_Lane]) -> Work:
+        """Have built lanes saved, and then forgotten by their group."""
+        for lane in lanes:
             lane.is_parking = True
-        return self._begin(Task.SAVE, group, parked)
+        return self._begin(Task.SAVE, group, lanes)
 
     def _begin(self, task: Task, group: int, lanes: list[_Lane]) -> Work:
         added = tuple(lane.ticket for lane in lanes if not lane.is_built)
@@ -319,6 +381,7 @@ class Broker:
             lane = self._lanes[trial]
             if lane.is_built and lane.state in (State.TRAINING, State.SAVING):
                 lane.is_built, lane.state = False, State.WAITING
+                lane.move()
 
     def complete(self, rows: Iterable[Mapping[str, Any]], errors: Mapping[str, str]) -> None:
         """A group has trained an epoch: `rows` of the lanes that went well, `errors` of those that failed."""
@@ -341,7 +404,8 @@ class Broker:
         """A group has saved lanes: trial -> name of its state, from which the lane goes on if its group dies."""
         for trial, name in names.items():
             lane = self._lanes[trial]
-            lane.saved_as, lane.wants_save = name, False
+            if lane.is_abreast:  # else it is on its way to the state that its trial waits for
+                lane.saved_as, lane.wants_save = name, False
             if lane.is_built and lane.state in (State.SAVING, State.WAITING):  # not put elsewhere in the meantime
                 lane.ticket = dataclasses.replace(lane.ticket, start=name, start_epoch=lane.epoch)
             if lane.state is State.SAVING:
@@ -349,6 +413,7 @@ class Broker:
             if lane.is_parking and lane.state is State.WAITING:
                 lane.is_parking = False
                 self._forget(lane)
+                lane.move()
 
     def adopt(self, trial: str, start: str, name: str) -> None:
         """A group has saved as `name` the lane that it built from another's state `start`: it goes on from there."""

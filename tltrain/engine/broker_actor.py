@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tltrain.engine.broker import ENDED, Broker, Standing, State, Ticket, Work
+from tltrain.errors import Problem, RunError
 
 MakeTicket = Callable[[str, dict[str, Any]], Ticket]
 CALLS_AT_A_TIME = 10_000  # a trial or a group that waits is a call under way
@@ -36,6 +39,14 @@ class Event:
     data: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Who speaks for a worker group: the workers of one attempt of it, from its start to their death."""
+
+    group: int
+    attempt: int
+
+
 class BrokerActor:
     """A `Broker` that others wait in. Every method is a coroutine on one event loop, so none sees another half done."""
 
@@ -48,11 +59,15 @@ class BrokerActor:
         """Trial -> epochs that it has the rows of."""
         self._origins: dict[str, Ticket] = {}
         """Trial -> the ticket it was registered with last: a lane's own ticket moves on with every save."""
+        self._left_at: dict[str, int] = {}
+        """Clone -> epochs that its trial had rows of before."""
         self._events: list[Event] = []
         self._first_event = 0
         """Number of the first event that is kept."""
         self._halted = ""
         self._measured: dict[int, dict[str, Any]] = {}
+        self._attempts: Counter[int] = Counter()
+        """Worker group -> how often it was started."""
 
     # What the driver asks.
 
@@ -124,12 +139,17 @@ class BrokerActor:
     # What a trial asks.
 
     async def attach(self, trial: str, values: dict[str, Any]) -> int:
-        """Register the lane of `trial` unless it is known, and return how many epochs the trial has rows of."""
+        """Register the lane of `trial` unless it is known, and return how many epochs the trial has rows of.
+
+        Where a trial comes back that has the last one, nobody knows it: the process that was told died with it.
+        """
         async with self._changed:
             if not self._broker.is_known(trial):
                 self._register(self._make_ticket(trial, values))
                 self._changed.notify_all()
-            return self._told[trial]
+            standing = self._broker.standing(trial)
+            last = standing.epoch - 1 if standing.state is State.FINISHED else self._told[trial]
+            return min(self._told[trial], last)
 
     async def clone(self, trial: str, values: dict[str, Any], source: str, state: str, epoch: int) -> int:
         """Put the lane of `trial` to the `state` saved of `source` at `epoch`, and return the epochs it has rows of.
@@ -139,6 +159,7 @@ class BrokerActor:
         async with self._changed:
             ticket = dataclasses.replace(self._make_ticket(trial, values), start=state, start_epoch=epoch)
             if source != trial and self._origins[trial] != ticket:
+                self._left_at[trial] = self._told[trial]
                 self._register(ticket)
                 self._changed.notify_all()
             return self._told[trial]
@@ -168,7 +189,25 @@ class BrokerActor:
             )
             return self._broker.saved(trial)
 
-    # What a worker group asks.
+    # What those ask that watch worker groups.
+
+    async def begin(self, group: int) -> Workers:
+        """Begin an attempt of a worker group, and return who speaks for it from now on.
+
+        Its lanes are built anew. Who spoke for it before is given no work and not heard any more: a call that waits
+        here outlives the process that made it, and a process may outlive the network that its node was seen by.
+        """
+        async with self._changed:
+            self._attempts[group] += 1
+            self._broker.restart(group)
+            self._changed.notify_all()
+            return Workers(group, self._attempts[group])
+
+    async def retire(self, group: int) -> None:
+        """A worker group has died, and there is no node for it: the others take its lanes until it begins again."""
+        async with self._changed:
+            self._broker.retire(group)
+            self._changed.notify_all()
 
     async def claim(self) -> int | None:
         """Wait for a group that has work and that nobody runs, where lanes are isolated; None after `close`."""
@@ -177,16 +216,24 @@ class BrokerActor:
                 await self._changed.wait()
             return group
 
-    async def next_work(self, group: int) -> Work:
-        """Wait for the next work of `group`."""
-        async with self._changed:
-            while (work := self._broker.take(group)) is None:
-                await self._changed.wait()
-            return work
+    async def halve_lanes(self) -> int:
+        """A group ran out of memory: fewer lanes at a time from now on. Returns how many; 0 where one was too many."""
+        return self._broker.halve_lanes()
 
-    async def complete(self, rows: Sequence[Mapping[str, Any]], errors: Mapping[str, str]) -> None:
-        """A group has trained an epoch: `rows` of the lanes that went well, `errors` of those that failed."""
+    # What the workers of a group ask.
+
+    async def next_work(self, workers: Workers) -> Work:
+        """Wait for the next work of a group. Raises RunError where it was started again meanwhile."""
         async with self._changed:
+            while True:
+                self._check(workers)
+                if (work := self._broker.take(workers.group)) is not None:
+                    return work
+                await self._changed.wait()
+
+    async def complete(self, workers: Workers, rows: Sequence[Mapping[str, Any]], errors: Mapping[str, str]) -> None:
+        """A group has trained an epoch: `rows` of the lanes that went well, `errors` of those that failed."""
+        async with self._heard(workers):
             before = self._broker.standings()
             self._broker.complete(rows, errors)
             for row in rows:
@@ -199,58 +246,54 @@ class BrokerActor:
             for trial, error in errors.items():
                 if self._broker.standing(trial).state is State.FAILED:
                     self._events.append(Event("failed", trial, before[trial].epoch, {"error": error}))
-            self._changed.notify_all()
 
-    async def complete_save(self, names: Mapping[str, str], fingerprints: Mapping[str, str]) -> None:
+    async def complete_save(self, workers: Workers, names: Mapping[str, str], fingerprints: Mapping[str, str]) -> None:
         """A group has saved lanes: trial -> name of its state, and sha256 of its weights where it was asked to."""
-        async with self._changed:
+        async with self._heard(workers):
             self._broker.complete_save(names)
             for trial, name in names.items():
                 data = {"state": name, "sha256": fingerprints.get(trial)}
                 self._events.append(Event("saved", trial, self._broker.standing(trial).epoch, data))
-            self._changed.notify_all()
 
-    async def note_clone(self, trial: str, state: str, fingerprint: str, name: str) -> None:
+    async def note_clone(self, workers: Workers, trial: str, state: str, fingerprint: str, name: str) -> None:
         """A group has built the lane of `trial` from the `state` of another, and saved it under a name of its own.
 
         fingerprint: sha256 of its weights.
         """
-        self._broker.adopt(trial, state, name)
-        epoch = self._broker.standing(trial).epoch
-        self._events.append(Event("cloned", trial, epoch, {"state": state, "sha256": fingerprint}))
-        self._events.append(Event("saved", trial, epoch, {"state": name, "sha256": fingerprint}))
+        async with self._heard(workers):
+            self._broker.adopt(trial, state, name)
+            epoch = self._broker.standing(trial).epoch
+            data = {"state": state, "sha256": fingerprint, "left_at": self._left_at.get(trial)}
+            self._events.append(Event("cloned", trial, epoch, data))
+            self._events.append(Event("saved", trial, epoch, {"state": name, "sha256": fingerprint}))
 
-    async def note_measured(self, group: int, record: dict[str, Any]) -> None:
+    async def note_measured(self, workers: Workers, record: dict[str, Any]) -> None:
         """A group has measured this since its start."""
-        self._measured[group] = record
+        async with self._heard(workers):
+            self._measured[workers.group] = record
 
-    async def complete_finish(self, summary: Mapping[str, Any]) -> None:
+    async def complete_finish(self, workers: Workers, summary: Mapping[str, Any]) -> None:
         """A group has trained a run of its own."""
-        async with self._changed:
+        async with self._heard(workers):
             self._broker.complete_finish(summary)
-            self._changed.notify_all()
 
-    async def restart(self, group: int) -> None:
-        """A worker group has died: its lanes must be built anew."""
-        async with self._changed:
-            self._broker.restart(group)
-            self._changed.notify_all()
-
-    async def retire(self, group: int) -> None:
-        """A worker group has died and will not come back: the others take its lanes."""
-        async with self._changed:
-            self._broker.retire(group)
-            self._changed.notify_all()
-
-    async def refuse(self, trials: Sequence[str], limit: int) -> None:
+    async def refuse(self, workers: Workers, trials: Sequence[str], limit: int) -> None:
         """A group has no memory for more than `limit` lanes; it has not built those of `trials`."""
-        async with self._changed:
+        async with self._heard(workers):
             self._broker.refuse(trials, limit)
+
+    @contextlib.asynccontextmanager
+    async def _heard(self, workers: Workers) -> AsyncIterator[None]:
+        async with self._changed:
+            self._check(workers)
+            yield
             self._changed.notify_all()
 
-    async def halve_lanes(self) -> int:
-        """A group ran out of memory: fewer lanes at a time from now on. Returns how many; 0 where one was too many."""
-        return self._broker.halve_lanes()
+    def _check(self, workers: Workers) -> None:
+        """Raise RunError for the workers of an earlier attempt."""
+        if (now := self._attempts[workers.group]) != workers.attempt:
+            what = f"another attempt has taken over: workers were started again ({now}) after these ({workers.attempt})"
+            raise RunError(Problem(what, "Nothing: these are left behind", f"worker group {workers.group + 1}"))
 
     def _register(self, ticket: Ticket) -> None:
         self._broker.register(ticket)

@@ -31,6 +31,9 @@ LONGEST_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_
 RETURN_S = 60.0
 """Seconds that a lost node has to come back where `resources.wait_s` gives it fewer."""
 
+_has_asked = threading.Event()
+"""Whether this process has asked the cluster for nodes."""
+
 # Set before Ray is first used: quieter, quicker to notice the end of a worker, and nothing sent to anybody.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -85,6 +88,7 @@ def _joined() -> Iterator[None]:
     try:
         yield
     finally:
+        _ask_for_nothing()
         ray.shutdown()
 
 
@@ -199,7 +203,7 @@ def wait_for_room(
             raise ResourceError(shortage)
         if not told:
             logger.info("waiting up to %g s for nodes: %s", resources.wait_s, shortage.what)
-            _ask_autoscaler(request)
+            ask_autoscaler(request)
             if run is not None:
                 until = time.time() + deadline - time.monotonic()
                 run.update(waiting={"for": f"nodes: {shortage.what}", "until": until})
@@ -207,8 +211,19 @@ def wait_for_room(
         ended.wait(min(2.0, max(0.0, deadline - time.monotonic())))
 
 
-def _ask_autoscaler(request: Request) -> None:
+def ask_autoscaler(request: Request, groups: int = 1) -> None:
+    """Ask a cluster that can grow for nodes that hold so many groups of workers, until this process leaves it."""
     from ray.autoscaler.sdk import request_resources
 
     bundle = {"CPU": request.cpus_per_worker} | ({"GPU": request.gpus_per_worker} if request.gpus_per_worker else {})
-    request_resources(bundles=[bundle] * request.min_workers)
+    request_resources(bundles=[bundle] * (request.min_workers * groups))
+    _has_asked.set()
+
+
+def _ask_for_nothing() -> None:
+    """Withdraw what this process has asked for: Ray would keep such nodes up for ever, idle and paid for."""
+    from ray.autoscaler.sdk import request_resources
+
+    if _has_asked.is_set():
+        request_resources(bundles=[])
+        _has_asked.clear()

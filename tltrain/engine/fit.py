@@ -17,6 +17,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from tltrain import stopping
 from tltrain.engine.alone import WorkerHungError
+from tltrain.engine.cleaner import Trainer
 from tltrain.engine.cluster import connected, wait_for_room, wait_for_room_again
 from tltrain.engine.plan import Request
 from tltrain.engine.preflight import preflight
@@ -101,13 +102,13 @@ def build_trainer(
     request: Request,
     *,
     name: str,
-) -> ray.train.torch.TorchTrainer:
+) -> Trainer:
     """Return a trainer whose workers call `worker` with `config`, the spec, the run's address and this folder."""
     workers = (request.min_workers, request.max_workers) if request.is_elastic else request.max_workers
     resources = {"CPU": request.cpus_per_worker} | ({"GPU": request.gpus_per_worker} if request.gpus_per_worker else {})
     # Ray's own notes stand in the run folder, which all nodes must reach anyway.
     filesystem, path = run.folder.child(RAY_FOLDER).arrow
-    return ray.train.torch.TorchTrainer(
+    return Trainer(
         worker,
         train_loop_config={"spec": spec.model_dump_json(), "run": run.uri, "python_path": os.getcwd(), **config},
         torch_config=ray.train.torch.TorchConfig(timeout_s=round(spec.resources.collective_timeout_s)),

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from tltrain.engine.alone import run_alone, start_process
-from tltrain.engine.cluster import live_nodes, wait_for_room_again
+from tltrain.engine.cluster import ask_autoscaler, live_nodes, wait_for_room_again
 from tltrain.engine.fit import GROUP_FAILURES, build_trainer, retry_or_raise, unwrap
 from tltrain.engine.lane_worker import lane_worker
 from tltrain.engine.plan import Request, capacity
@@ -30,6 +30,8 @@ SECOND_PASSES = 2
 """Guess of how often the same images are gone through again by lanes that start later."""
 SETTLE_S = 5.0
 """How long the cluster may take to see that a node is gone, or that another has come."""
+LOOK_S = 5.0
+"""How often a group that is one too many looks for a node."""
 
 
 class WorkerGroups:
@@ -97,14 +99,18 @@ class WorkerGroups:
             group: int | None = ray.get(self._broker.claim.remote())
             if group is None:
                 return merged(records)
-            with self._places:
+            if not self._take_place():
+                continue  # to be told that there is nothing more
+            try:
                 records.append(self._run_group(group))
+            finally:
+                self._places.release()
             for name in folder.names():  # each has a copy of the pretrained network
                 if name.startswith(f"{group}-"):
                     folder.delete(name)
 
     def _run_group(self, index: int) -> Record:
-        """Keep one worker group going until the broker ends it, or until there is no node for it any more."""
+        """Keep one worker group going until the broker ends it, starting it again where it is lost."""
         failures = 0
         while True:
             try:
@@ -113,24 +119,36 @@ class WorkerGroups:
                 if not self._has_fewer_lanes(error):
                     retry_or_raise(error, failures, self._spec.resources.max_failures)
                     failures += 1
-                    if self._is_one_too_many() and self._gives_up(index):
+                    if self._is_one_too_many() and not self._waits_for_node(index):
                         return {}
                     self._wait_for_room()
                     if self._ended.is_set():
                         return {}
-            ray.get(self._broker.restart.remote(index))
 
-    def _gives_up(self, index: int) -> bool:
-        """Leave the lanes of a group that is one too many to the others, or a trial's own group to wait for its turn.
+    def _waits_for_node(self, index: int) -> bool:
+        """Wait until there is a node again for a group that is one too many, or another trial's workers have ended.
 
-        Return whether the group ends with that.
+        Its lanes go to the others meanwhile. Return False where the sweep has ended instead.
         """
+        ask_autoscaler(self._request, self._count)
         if self._is_isolated:
-            logger.warning("no node is left for a trial's workers; it waits until another one has ended")
-            self._places.acquire()  # beside its own, which is lost with the node
-            return False
-        logger.warning("no node is left for worker group %d; the others take its lanes", index + 1)
+            logger.warning("no node is left for a trial's workers; it waits for one, or until another trial has ended")
+            return self._take_place()  # beside its own, which is lost with the node
+        logger.warning("no node is left for worker group %d; the others take its lanes until there is one", index + 1)
         ray.get(self._broker.retire.remote(index))
+        while not self._ended.wait(LOOK_S):
+            if self._has_grown():
+                logger.info("there is a node for worker group %d again; it takes its share of the lanes", index + 1)
+                return True
+        return False
+
+    def _take_place(self) -> bool:
+        """Wait for a place for a trial's workers, one that is left or one on a node that has come; False at the end."""
+        while not self._places.acquire(timeout=LOOK_S):
+            if self._ended.is_set():
+                return False
+            if self._has_grown():
+                return True
         return True
 
     def _wait_for_room(self) -> None:
@@ -156,15 +174,23 @@ class WorkerGroups:
             self._active -= 1
             return True
 
-    def _has_room(self) -> bool:
-        """Whether the nodes that are alive hold all groups at once."""
+    def _has_grown(self) -> bool:
+        """Whether the cluster holds one group more than there are, of those that there were; if so it is one more."""
+        with self._counting:
+            if self._active == self._count or not self._has_room(1):
+                return False
+            self._active += 1
+            return True
+
+    def _has_room(self, more: int = 0) -> bool:
+        """Whether the nodes that are alive hold all groups at once, and so many more."""
         held = sum(capacity(self._request, node) for node in live_nodes())
-        return held >= self._active * self._request.min_workers
+        return held >= (self._active + more) * self._request.min_workers
 
     def _run_workers(self, index: int, name: str) -> Record:
         config = {
             "broker": self._broker,
-            "group": index,
+            "workers": ray.get(self._broker.begin.remote(index)),
             "passes": SECOND_PASSES * self._spec.train.epochs,
             "likely": self._likely,
             "attempt": self._attempt,

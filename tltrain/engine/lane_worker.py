@@ -29,7 +29,7 @@ SAVE_INTERVAL_S = 30.0
 
 
 def lane_worker(config: dict[str, Any], group: Group | None = None) -> Record:
-    """Run one rank of group `config["group"]`, by default the one that Ray Train has made it.
+    """Run one rank of the workers `config["workers"]`. group: by default the one that Ray Train has made.
 
     Returns what it measured.
     """
@@ -43,12 +43,12 @@ def lane_worker(config: dict[str, Any], group: Group | None = None) -> Record:
 class _LaneWorker:
     def __init__(self, config: dict[str, Any], group: Group) -> None:
         self._spec = Spec.model_validate_json(config["spec"])
-        self._broker, self._index, self._group = config["broker"], config["group"], group
+        self._broker, self._workers, self._group = config["broker"], config["workers"], group
         self._lanes = LaneGroup(
             self._spec,
             open_run(config),
             group,
-            index=self._index,
+            index=self._workers.group,
             passes=config["passes"],
             likely=[apply(self._spec, Trial("", values)) for values in config["likely"]],
             attempt=config["attempt"],
@@ -69,7 +69,7 @@ class _LaneWorker:
             return self._wait()
 
     def _wait(self) -> Work:
-        asked = self._broker.next_work.remote(self._index) if self._group.is_first else None
+        asked = self._broker.next_work.remote(self._workers) if self._group.is_first else None
         while True:
             work = None
             if asked is not None and ray.wait([asked], timeout=HEARTBEAT_S)[0]:
@@ -122,7 +122,7 @@ class _LaneWorker:
             saved = self._saved(going_on, epoch + 1)
             self._tell("complete", rows, errors)
             self._tell("complete_save", *saved)
-            self._tell("note_measured", self._index, self._lanes.measured())
+            self._tell("note_measured", self._lanes.measured())
             self._saved_at = time.monotonic()
         else:
             self._tell("complete", rows, errors)
@@ -141,4 +141,4 @@ class _LaneWorker:
 
     def _tell(self, method: str, *arguments: Any) -> None:
         if self._group.is_first:
-            ray.get(getattr(self._broker, method).remote(*arguments))
+            ray.get(getattr(self._broker, method).remote(self._workers, *arguments))

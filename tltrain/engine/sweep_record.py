@@ -93,7 +93,8 @@ class SweepRecord:
 
     def _note_clone(self, entry: dict[str, Any], event: Event) -> None:
         hashes = {"sha256": event.data["sha256"], "source_sha256": self._saved.get(event.data["state"])}
-        entry.setdefault("clones", []).append({"source": trial_of(event.data["state"]), "epoch": event.epoch, **hashes})
+        clone = {"source": trial_of(event.data["state"]), "epoch": event.epoch, "left_at": event.data["left_at"]}
+        entry.setdefault("clones", []).append({**clone, **hashes})
 
     def restart(self, trial: str, epoch: int) -> None:
         """A trial goes on after `epoch` epochs: what an earlier attempt told of later ones is forgotten."""
