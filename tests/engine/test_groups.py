@@ -95,14 +95,14 @@ def test_a_group_that_is_one_too_many_comes_back_with_a_node(
     comes_back: bool, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = make_groups(notes, monkeypatch, 2, wait_s=0)
-    rooms = [1, 1, 1, 2] if comes_back else [1]
+    rooms = [1, 1, 2] if comes_back else [1]
     monkeypatch.setattr(groups, "capacity", lambda *_: rooms.pop(0) if len(rooms) > 1 else rooms[0])
     monkeypatch.setattr(two, "_broker", Told(notes))
     if not comes_back:
         two._ended.set()
     two._run_group(1)
-    end = ["wait for room", "start"] if comes_back else []
-    assert notes == ["start", "retry", "ask for 2", "retire", *end]
+    end = ["ask for 2", "wait for room", "start"] if comes_back else []
+    assert notes == ["start", "retry", "retire", *end]
     assert two._active == (2 if comes_back else 1)
 
 
@@ -113,9 +113,11 @@ def trials(*groups_of_trials: int) -> SimpleNamespace:
     return SimpleNamespace(**{name: SimpleNamespace(remote=answer) for name, answer in answers.items()})
 
 
-@pytest.mark.parametrize("held", [1, 2], ids=["the node stays away", "another node has room"])
+@pytest.mark.parametrize(
+    ("held", "later"), [(1, 1), (1, 2), (2, 2)], ids=["the node stays away", "it comes back", "another node has room"]
+)
 def test_where_a_node_stays_away_trials_with_workers_of_their_own_wait_for_each_other(
-    held: int, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held: int, later: int, notes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else what does not fit would start again and again, until no restart is left."""
     both_start, may_end = threading.Barrier(2), threading.Event()
@@ -131,7 +133,8 @@ def test_where_a_node_stays_away_trials_with_workers_of_their_own_wait_for_each_
         return {}
 
     monkeypatch.setattr(WorkerGroups, "_run_workers", run_workers)
-    monkeypatch.setattr(groups, "capacity", lambda *_: held)
+    room = [held]
+    monkeypatch.setattr(groups, "capacity", lambda *_: room[0])
     monkeypatch.setattr(groups, "merged", list)
     spec = SimpleNamespace(sweep=SimpleNamespace(isolation="process"), resources=ResourcesSpec(wait_s=0))
     several = of_spec(spec, RunFolder.at(str(tmp_path), "sweep"), trials(1, 2), 2, monkeypatch)
@@ -140,10 +143,13 @@ def test_where_a_node_stays_away_trials_with_workers_of_their_own_wait_for_each_
             time.sleep(0.01)
         time.sleep(0.1)  # in which another start would show
         starts = notes.count("start 1")
+        room[0] = later
+        while later == 2 and "end 1" not in notes:
+            time.sleep(0.01)
         may_end.set()
         while not {"end 1", "end 2"} <= set(notes):
             time.sleep(0.01)
     assert starts == held
     assert [note for note in notes if note.startswith(("start 1", "end"))] == (
-        ["start 1", "end 2", "start 1", "end 1"] if held == 1 else ["start 1", "start 1", "end 1", "end 2"]
+        ["start 1", "end 2", "start 1", "end 1"] if later == 1 else ["start 1", "start 1", "end 1", "end 2"]
     )

@@ -130,7 +130,6 @@ class WorkerGroups:
 
         Its lanes go to the others meanwhile. Return False where the sweep has ended instead.
         """
-        ask_autoscaler(self._request, self._count)
         if self._is_isolated:
             logger.warning("no node is left for a trial's workers; it waits for one, or until another trial has ended")
             return self._take_place()  # beside its own, which is lost with the node
@@ -167,7 +166,7 @@ class WorkerGroups:
         """
         if self._active == 1 or len(ray.nodes()) == 1:
             return False
-        self._ended.wait(max(SETTLE_S, self._spec.resources.wait_s))
+        self._ended.wait(SETTLE_S)
         with self._counting:
             if self._active == 1 or self._has_room():
                 return False
@@ -175,12 +174,18 @@ class WorkerGroups:
             return True
 
     def _has_grown(self) -> bool:
-        """Whether the cluster holds one group more than there are, of those that there were; if so it is one more."""
+        """Whether the cluster holds one more of the groups that there were; if so it is there from then on.
+
+        Else the cluster is asked to grow, again each time: another group may have asked for less meanwhile.
+        """
         with self._counting:
-            if self._active == self._count or not self._has_room(1):
+            if self._active == self._count:
                 return False
-            self._active += 1
-            return True
+            if self._has_room(1):
+                self._active += 1
+                return True
+        ask_autoscaler(self._request, self._count)
+        return False
 
     def _has_room(self, more: int = 0) -> bool:
         """Whether the nodes that are alive hold all groups at once, and so many more."""
