@@ -223,3 +223,15 @@ class Controller:
 
 def state_of(actor: Any) -> Any:
     return ray_state.actors(actor._actor_id.hex())["State"]
+
+
+@pytest.mark.slow
+def test_a_ray_that_is_made_differently_inside_keeps_its_own_cleaner() -> None:
+    lines = [
+        "import sys",
+        "sys.modules['tltrain.engine.cleaner'] = None",
+        "from tltrain.engine import fit",
+        "print(fit.Trainer.__module__.startswith('ray.'))",
+    ]
+    told = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert told.stdout == "True\n"

@@ -203,16 +203,20 @@ def wait_for_room(
             raise ResourceError(shortage)
         if not told:
             logger.info("waiting up to %g s for nodes: %s", resources.wait_s, shortage.what)
-            ask_autoscaler(request)
             if run is not None:
                 until = time.time() + deadline - time.monotonic()
                 run.update(waiting={"for": f"nodes: {shortage.what}", "until": until})
             told = True
+        ask_autoscaler(request)
         ended.wait(min(2.0, max(0.0, deadline - time.monotonic())))
 
 
 def ask_autoscaler(request: Request, groups: int = 1) -> None:
-    """Ask a cluster that can grow for nodes that hold so many groups of workers, until this process leaves it."""
+    """Ask a cluster that can grow for nodes that hold so many groups of workers, until this process leaves it.
+
+    There is one such wish in a cluster: what asks later, as Ray Train does for whatever runs, takes its place. So this
+    is called again and again while somebody waits.
+    """
     from ray.autoscaler.sdk import request_resources
 
     bundle = {"CPU": request.cpus_per_worker} | ({"GPU": request.gpus_per_worker} if request.gpus_per_worker else {})

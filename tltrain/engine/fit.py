@@ -17,7 +17,6 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from tltrain import stopping
 from tltrain.engine.alone import WorkerHungError
-from tltrain.engine.cleaner import Trainer
 from tltrain.engine.cluster import connected, wait_for_room, wait_for_room_again
 from tltrain.engine.plan import Request
 from tltrain.engine.preflight import preflight
@@ -28,6 +27,11 @@ from tltrain.errors import LostError, OutOfMemoryError, PreemptedError, RunError
 from tltrain.lease import begin_workers
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
+
+try:
+    from tltrain.engine.cleaner import Trainer
+except ImportError:  # a Ray that is made differently inside: its own cleaner has to do
+    from ray.train.torch import TorchTrainer as Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +106,7 @@ def build_trainer(
     request: Request,
     *,
     name: str,
-) -> Trainer:
+) -> ray.train.torch.TorchTrainer:
     """Return a trainer whose workers call `worker` with `config`, the spec, the run's address and this folder."""
     workers = (request.min_workers, request.max_workers) if request.is_elastic else request.max_workers
     resources = {"CPU": request.cpus_per_worker} | ({"GPU": request.gpus_per_worker} if request.gpus_per_worker else {})
