@@ -17,6 +17,7 @@ import ranks
 import ray
 from ray._private import state as ray_state
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from tiny import tiny_spec
 
 from tltrain.engine.cleaner import CleanerCallback, PlacementGroupCleaner
@@ -188,10 +189,10 @@ def test_the_driver_killed_and_started_again_ends_with_the_same_bits(tmp_path: P
     assert len(killed.metrics()) == 6
 
 
-def test_rays_cleaner_ends_with_its_controller_though_nobody_has_asked_it_to_watch(
+def test_rays_cleaner_removes_what_a_dead_controller_had_reserved_and_ends_though_nobody_has_told_it_anything(
     cluster: None, tmp_path: Path
 ) -> None:
-    """A driver that is killed while the cleaner starts asks nobody; and a cluster without a dashboard tells nothing."""
+    """One that dies while its workers start tells nobody of what it has reserved, and a driver asks nobody to watch."""
     request = make_request(ResourcesSpec(), live_nodes())
     trainer = build_trainer(
         print, {"lease": {}}, tiny_spec(tmp_path), RunFolder.at(str(tmp_path), "r"), request, name=""
@@ -201,7 +202,7 @@ def test_rays_cleaner_ends_with_its_controller_though_nobody_has_asked_it_to_wat
     assert PlacementGroupCleanerCallback not in names
 
     controller: Any = Controller.remote()
-    watched = ray.get(controller.name.remote())
+    watched, reserved = ray.get([controller.name.remote(), controller.reserve.remote()])
     options = {"check_interval_s": 0.1, "get_actor_timeout_s": 1, "stop_timeout": 2.0}
     detached = ray.remote(num_cpus=0)(PlacementGroupCleaner).options(lifetime="detached")
     cleaner: Any = detached.remote(controller_actor_id=watched, **options)
@@ -211,14 +212,20 @@ def test_rays_cleaner_ends_with_its_controller_though_nobody_has_asked_it_to_wat
     ray.kill(controller)
     while state_of(cleaner) != "DEAD":
         time.sleep(0.1)
+    assert placement_group_table(reserved)["state"] == "REMOVED"
 
 
 @ray.remote(num_cpus=0)
 class Controller:
-    """An actor that says which one it is."""
+    """An actor that says which one it is, and reserves something."""
 
     def name(self) -> str | None:
         return ray.get_runtime_context().get_actor_id()
+
+    def reserve(self) -> PlacementGroup:
+        reserved = placement_group([{"CPU": 1}])
+        ray.get(reserved.ready())
+        return reserved
 
 
 def state_of(actor: Any) -> Any:

@@ -1,22 +1,26 @@
-"""Ray Train's cleaner of placement groups, made to end after its driver's death wherever that happens.
+"""Ray Train's cleaner of placement groups, made to do its work and to end wherever a controller dies.
 
-It is an actor that outlives everything, and ends once the controller is dead. Ray asks it to watch with a call of its
-own, which never comes where the driver dies while the actor's process still starts; and what it asks about the
-controller is the dashboard, which never answers on a cluster that has none.
+It is an actor that outlives the controller, removes what that had reserved, and ends. Ray asks it to watch with a call
+of its own, which never comes where the driver dies while the actor's process still starts; it asks the dashboard about
+the controller, which never answers on a cluster that has none; and it hears of what is reserved only once all workers
+run. What a controller had reserved before stayed so, and no other group of workers found room.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 import ray.train.torch
 from ray._private import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayError
 from ray.train.v2._internal.callbacks import placement_group_callback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import placement_group_cleaner
+from ray.util.placement_group import PlacementGroup
 from ray.util.state.exception import RayStateApiException
 
 
@@ -27,6 +31,18 @@ class PlacementGroupCleaner(placement_group_cleaner.PlacementGroupCleaner):
         super().__init__(**options)
         placement_group_cleaner.is_actor_alive = _is_actor_alive  # pyright: ignore[reportPrivateImportUsage]
         self.start_monitoring()
+
+    def _cleanup_placement_group(self, placement_group: PlacementGroup | None) -> None:
+        """Remove all that the controller has made, whether it has told of it or not."""
+        for each in _made_by(self._controller_actor_id):
+            super()._cleanup_placement_group(each)
+
+
+def _made_by(actor_id: str) -> Iterator[PlacementGroup]:
+    for entry in state.state._connect_and_get_accessor().get_placement_group_table():
+        made = PlacementGroupTableData.FromString(entry)
+        if made.creator_actor_id.hex() == actor_id:
+            yield PlacementGroup(ray.PlacementGroupID(made.placement_group_id))
 
 
 def _is_actor_alive(actor_id: str, timeout: float) -> bool:
