@@ -163,6 +163,40 @@ def test_lanes_are_spread_over_nodes_and_a_lost_nodes_lanes_go_to_the_others(clu
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_a_group_comes_back_with_a_node_and_every_lane_ends_as_if_nothing_had_happened(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    space = {"optim.learning_rate": {"grid": [0.01, 0.03, 0.05]}, "model.freeze_depth": {"grid": [2, "all"]}}
+    changes = {"train.epochs": 40, "sweep": {"space": space}}
+    clean, struck = (tiny_spec(tmp_path, changes, name=name) for name in ("clean", "struck"))
+    shares = dict.fromkeys(["a", "b", "c", "d", "e", "head"], 1 / 6)
+    sweep(clean, prepared(clean), shares, poll=lambda _: None)
+    lost, came = threading.Event(), threading.Event()
+    busy: list[int] = []
+
+    def lose_a_node_and_bring_another(record: SweepRecord) -> None:
+        if not lost.is_set() and len(record.rows) >= 6:
+            lost.set()
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        elif "no node is left for worker group" in caplog.text and not came.is_set():
+            came.set()
+            cluster.add_node(num_cpus=1)
+        elif "takes its share of the lanes" in caplog.text:
+            busy.append(2 - int(ray.available_resources().get("CPU", 0)))
+
+    with caplog.at_level(logging.INFO):
+        sweep(struck, prepared(struck), shares, poll=lose_a_node_and_bring_another)
+    run = RunFolder.at(struck.storage, "struck")
+    assert max(busy) == 2, "both nodes train again"
+    assert {entry["state"] for entry in run.read_json("trials.json")} == {"finished"}
+    assert curves_of(run) == curves_of(RunFolder.at(clean.storage, "clean"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_trials_with_workers_of_their_own_do_without_a_node_that_stays_away(
     cluster: Cluster, tmp_path: Path, num_workers: int
