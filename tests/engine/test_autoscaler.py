@@ -1,12 +1,29 @@
-"""What is asked of the autoscaler of a cluster that grows, and that it is withdrawn again."""
+"""Clusters that grow: what is asked of the autoscaler, and that it is let go of again."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+from heads import running_head
 
 from tltrain.engine import cluster
 from tltrain.engine.plan import Node, make_request
 from tltrain.spec.schema import ResourcesSpec
+
+GROWS_AND_SHRINKS = """
+import time
+from tltrain.engine.cluster import connected, live_nodes, wait_for_room
+from tltrain.spec.schema import ResourcesSpec
+
+with connected():
+    wait_for_room(ResourcesSpec(num_workers=2, wait_s=120))
+    print(sum(node.cpus for node in live_nodes()))
+with connected():
+    while any(node.cpus for node in live_nodes()):
+        time.sleep(0.5)
+"""
 
 
 @pytest.mark.parametrize("groups", [0, 2])
@@ -28,3 +45,15 @@ def test_what_was_asked_for_is_withdrawn_when_the_run_leaves_the_cluster(
     with cluster.connected():
         pass
     assert asked == ([6, 0] if groups else [])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_nodes_that_a_run_has_waited_for_can_go_when_it_has_ended() -> None:
+    """Ray's own autoscaler: it would keep them for ever, for one who asks for them once."""
+    with running_head(num_cpus=0, grows_by=2) as head:
+        environment = head.environment | {"RAY_ADDRESS": head.address}
+        told = subprocess.run(
+            [sys.executable, "-c", GROWS_AND_SHRINKS], env=environment, capture_output=True, text=True, check=True
+        )
+    assert told.stdout.split() == ["2"]
