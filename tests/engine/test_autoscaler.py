@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from heads import running_head
+from ray.exceptions import RayError
 
 from tltrain.engine import cluster
 from tltrain.engine.plan import Node, make_request
@@ -26,6 +27,17 @@ with connected():
 """
 
 
+REQUEST = make_request(ResourcesSpec(num_workers=3), [Node("a", 4, 0)])
+
+
+def join(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `connected` join a cluster that is not there."""
+    for name in ("init", "shutdown"):
+        monkeypatch.setattr(cluster.ray, name, lambda **_: None)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+
+
 @pytest.mark.parametrize("groups", [0, 2])
 def test_what_was_asked_for_is_withdrawn_when_the_run_leaves_the_cluster(
     groups: int, monkeypatch: pytest.MonkeyPatch
@@ -33,18 +45,34 @@ def test_what_was_asked_for_is_withdrawn_when_the_run_leaves_the_cluster(
     """Others may have asked for something too: a run that has not asked withdraws nothing."""
     asked: list[int] = []
     monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(len(bundles)))
-    for name in ("init", "shutdown"):
-        monkeypatch.setattr(cluster.ray, name, lambda **_: None)
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    request = make_request(ResourcesSpec(num_workers=3), [Node("a", 4, 0)])
+    join(monkeypatch)
     with cluster.connected():
         if groups:
-            cluster.ask_autoscaler(request, groups)
+            cluster.ask_autoscaler(REQUEST, groups)
     assert asked == ([6, 0] if groups else [])
     with cluster.connected():
         pass
     assert asked == ([6, 0] if groups else [])
+
+
+def test_a_head_that_is_gone_hides_no_error_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def request_resources(bundles: list[dict[str, float]]) -> None:
+        if not bundles:
+            raise RayError("nobody answers")
+
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", request_resources)
+    join(monkeypatch)
+
+    def run() -> None:
+        with cluster.connected():
+            cluster.ask_autoscaler(REQUEST)
+            raise KeyError("of the run")
+
+    with pytest.raises(KeyError, match="of the run"):
+        run()
+    assert "still asked for: nobody answers" in caplog.text
 
 
 @pytest.mark.ray

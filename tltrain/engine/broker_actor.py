@@ -141,7 +141,7 @@ class BrokerActor:
     async def attach(self, trial: str, values: dict[str, Any]) -> int:
         """Register the lane of `trial` unless it is known, and return how many epochs the trial has rows of.
 
-        Where a trial comes back that has the last one, nobody knows it: the process that was told died with it.
+        A finished lane's last row does not count: a trial comes back for it where the process that was told has died.
         """
         async with self._changed:
             if not self._broker.is_known(trial):

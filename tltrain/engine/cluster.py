@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants, services
+from ray.exceptions import RayError
 
 from tltrain.engine.plan import Node, Request, find_shortage, make_request
 from tltrain.errors import LostError, ResourceError
@@ -32,7 +33,7 @@ RETURN_S = 60.0
 """Seconds that a lost node has to come back where `resources.wait_s` gives it fewer."""
 
 _has_asked = threading.Event()
-"""Whether this process has asked the cluster for nodes."""
+"""Whether this process has asked the cluster that it has joined for nodes."""
 
 # Set before Ray is first used: quieter, quicker to notice the end of a worker, and nothing sent to anybody.
 ENVIRONMENT = {
@@ -85,6 +86,7 @@ def _joined() -> Iterator[None]:
             f"no Ray cluster answers at RAY_ADDRESS={address}: {error}",
             "Start one there, give its token in RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run on this machine",
         ) from error
+    _has_asked.clear()
     try:
         yield
     finally:
@@ -228,6 +230,9 @@ def _ask_for_nothing() -> None:
     """Withdraw what this process has asked for: Ray would keep such nodes up for ever, idle and paid for."""
     from ray.autoscaler.sdk import request_resources
 
-    if _has_asked.is_set():
+    if not _has_asked.is_set():
+        return
+    try:
         request_resources(bundles=[])
-        _has_asked.clear()
+    except RayError as error:  # as where the head is gone
+        logger.warning("the nodes that were waited for are still asked for: %s", error)
