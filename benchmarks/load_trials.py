@@ -33,12 +33,12 @@ from process_memory import resident_mb
 from ray import cloudpickle
 from trial_overhead import make_spec, make_ticket, score, time_plain
 
-from tltrain.engine.broker import Task
 from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected
 from tltrain.engine.schedulers import run_ahead
 from tltrain.engine.sweep_record import SweepRecord
 from tltrain.engine.tuning import run_tune
+from tltrain.engine.work import Task
 from tltrain.report.sweep import TRIALS_FILE
 from tltrain.run_folder import RunFolder
 from tltrain.spec.space import propose

@@ -20,11 +20,11 @@ import ray
 from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler
 
-from tltrain.engine.broker import Task, Ticket
 from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected
 from tltrain.engine.schedulers import run_ahead
 from tltrain.engine.tuning import quiet, run_tune
+from tltrain.engine.work import Task, Ticket
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import propose
 

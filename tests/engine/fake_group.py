@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from tltrain.engine.broker import Task, Ticket, Work
+from tltrain.engine.work import Task, Ticket, Work
 from tltrain.spec.schema import Spec
 
 FATAL = 999.0

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tltrain.engine.broker import ENDED, Broker, State, Task, Ticket, Work, trial_of
+from tltrain.engine.broker import Broker
 from tltrain.engine.broker_actor import BrokerActor, Workers
+from tltrain.engine.work import ENDED, State, Task, Ticket, Work, trial_of
 from tltrain.errors import RunError
 
 

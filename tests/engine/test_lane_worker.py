@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_spec
 
 from tltrain.engine import lane_worker
-from tltrain.engine.broker import Ticket
+from tltrain.engine.work import Ticket
 from tltrain.train.distributed import Group
 
 

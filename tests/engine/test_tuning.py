@@ -17,11 +17,11 @@ from fake_group import FATAL, FakeGroup, sweep_spec
 from left_behind import placement_groups
 from ray import cloudpickle
 
-from tltrain.engine.broker import Task, trial_of
 from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected
 from tltrain.engine.schedulers import run_ahead
 from tltrain.engine.tuning import Outcome, run_tune
+from tltrain.engine.work import Task, trial_of
 from tltrain.errors import SpecError
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial

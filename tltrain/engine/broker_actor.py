@@ -13,7 +13,8 @@ from typing import Any, Literal
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tltrain.engine.broker import ENDED, Broker, Standing, State, Ticket, Work
+from tltrain.engine.broker import Broker
+from tltrain.engine.work import ENDED, Standing, State, Ticket, Work
 from tltrain.errors import Problem, RunError
 
 MakeTicket = Callable[[str, dict[str, Any]], Ticket]

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from tltrain.engine.broker import Task, Ticket, Work
+from tltrain.engine.work import Task, Ticket, Work
 from tltrain.engine.worker import current_group, open_run
 from tltrain.run_folder import WINNER
 from tltrain.spec.schema import Spec

@@ -14,7 +14,6 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from tltrain.engine.broker import Ticket
 from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected, live_nodes, wait_for_room, wait_for_room_again
 from tltrain.engine.fit import RAY_FOLDER, retry_or_raise
@@ -26,6 +25,7 @@ from tltrain.engine.sweep_record import SweepRecord
 from tltrain.engine.tickets import distinct_in_frozen_part, make_ticket
 from tltrain.engine.tuning import run_tune
 from tltrain.engine.winner import begin_winner, end_winner
+from tltrain.engine.work import Ticket
 from tltrain.errors import RunError
 from tltrain.run_folder import WINNER, RunFolder
 from tltrain.spec.schema import Spec, SweepSpec

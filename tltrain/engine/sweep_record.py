@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tltrain.engine.broker import trial_of
 from tltrain.engine.broker_actor import Event
 from tltrain.engine.tuning import Outcome
+from tltrain.engine.work import trial_of
 from tltrain.report.sweep import TRIALS_FILE, write_trials_table
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import SweepSpec

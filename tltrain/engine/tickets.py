@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tltrain.engine.broker import Ticket
+from tltrain.engine.work import Ticket
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial, apply, cohort_key
 

@@ -18,10 +18,10 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.stopper import Stopper
 
-from tltrain.engine.broker import Standing, State
 from tltrain.engine.proposals import make_searcher
 from tltrain.engine.schedulers import GROWING, make_scheduler
 from tltrain.engine.trial import LaneTrial
+from tltrain.engine.work import Standing, State
 from tltrain.scratch import TUNE, scratch_folder
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import Trial
