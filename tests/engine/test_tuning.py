@@ -16,6 +16,8 @@ import ray
 from fake_group import FATAL, FakeGroup, sweep_spec
 from left_behind import placement_groups
 from ray import cloudpickle
+from ray._private import state
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected
@@ -180,17 +182,33 @@ def test_a_space_that_pbt_cannot_change_is_refused() -> None:
         run_tune(spec, None, trials=[Trial("t0000", {"model.freeze_depth": 0})])
 
 
+def test_a_search_has_two_processes_a_group_whatever_others_have_reserved_on_its_node() -> None:
+    most = 0
+
+    def poll() -> None:
+        nonlocal most
+        most = max(most, len(processes()))
+
+    everything = placement_group([{f"node:{ray.util.get_node_ip_address()}": 1.0, "CPU": 1.0}])
+    ray.get(everything.ready())
+    found, _ = run(sweep_spec(epochs=8, scheduler="asha"), spread(12), count=2, seconds=0.3, poll=poll)
+    remove_placement_group(everything)
+    assert most == 4
+    assert found["t0000"].state == "finished"
+
+
+def processes() -> list[dict[str, Any]]:
+    """The processes that attend to trials, or have been asked for."""
+    alive = [actor for actor in state.actors().values() if actor["State"] != "DEAD"]
+    return [actor for actor in alive if actor["ActorClassName"].endswith("Trainable")]
+
+
 def test_no_process_and_no_placement_group_stays_behind() -> None:
     """Runs last in this file, after sweeps that were stopped in every way."""
     deadline = time.monotonic() + 20
-    while (left := left_behind()) != ([], 1.0) and time.monotonic() < deadline:
+    while (left := (placement_groups(), processes())) != ([], []) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert left == ([], 1.0)
-
-
-def left_behind() -> tuple[list[Any], float]:
-    """Return the placement groups that are there, and how much of what bounds the trials' processes is free."""
-    return placement_groups(), ray.available_resources()[f"node:{ray.util.get_node_ip_address()}"]
+    assert left == ([], [])
 
 
 def test_a_search_that_is_over_takes_away_what_a_killed_driver_left(

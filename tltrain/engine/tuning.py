@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.stopper import Stopper
 
+from tltrain.engine.processes import bounded, with_process
 from tltrain.engine.proposals import make_searcher
 from tltrain.engine.schedulers import GROWING, make_scheduler
 from tltrain.engine.trial import LaneTrial
@@ -80,14 +81,14 @@ def run_tune(
     scheduler = make_scheduler(spec, broker)
     searcher = make_searcher(spec, trials, earlier) if spec.sweep.search == "optuna" else None
     num_trials = len(trials) + (num_proposals if searcher else 0)
-    with quiet(), _seeded(spec.seed), scratch_folder(TUNE) as folder:
+    # Nothing waits for the trials of a plain search: their lanes train without them.
+    is_plain = spec.sweep.scheduler == "fifo" and searcher is None
+    processes = 1 if is_plain else min(num_trials, PROCESSES_PER_GROUP * num_groups)
+    with quiet(), _seeded(spec.seed), bounded(processes), scratch_folder(TUNE) as folder:
         if num_trials == 0:
             return []
-        # Nothing waits for the trials of a plain search: their lanes train without them.
-        is_plain = spec.sweep.scheduler == "fifo" and searcher is None
-        processes = 1 if is_plain else min(num_trials, PROCESSES_PER_GROUP * num_groups)
         tuner = tune.Tuner(
-            _make_trainable(spec, broker, processes, folder),
+            _make_trainable(spec, broker, folder),
             param_space=None if searcher else {"lane": tune.grid_search([_lane(trial) for trial in trials])},
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
@@ -111,18 +112,11 @@ def run_tune(
     return _outcomes(spec, ray.get(broker.standings.remote()), ends)
 
 
-def _make_trainable(spec: Spec, broker: Any, processes: int, folder: str) -> Any:
-    """Return the trainable, bounded to so many processes on this node, whose temporary files are in `folder`.
-
-    Every node has a resource `node:ADDRESS` of 1 that nothing else takes: a share of it bounds the processes on any
-    cluster, without CPUs, and keeps them beside the broker and the folder that Ray Tune shares with them.
-    """
+def _make_trainable(spec: Spec, broker: Any, folder: str) -> Any:
+    """Return the trainable, whose temporary files are in `folder`."""
     assert spec.sweep is not None
-    share = int(1e4 / processes) / 1e4  # Ray counts resources in ten-thousandths
-    resources = tune.PlacementGroupFactory([{f"node:{ray.util.get_node_ip_address()}": share}])
     parameters = {"metric": spec.sweep.metric, "mode": spec.sweep.better, "folder": folder}
-    trainable = tune.with_parameters(LaneTrial, broker=broker, **parameters)
-    return tune.with_resources(trainable, resources)
+    return with_process(tune.with_parameters(LaneTrial, broker=broker, **parameters))
 
 
 def _lane(trial: Trial) -> dict[str, Any]:
