@@ -85,6 +85,7 @@ def main() -> int:
     """Run the campaign, its table written after each fault; 1 where a sweep did not end as it has to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=75)
+    parser.add_argument("--first", type=int, default=1, help="which of them is the first, where the rest ran elsewhere")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--who", choices=WHO, action="append", help="who dies; may be given several times")
     parser.add_argument("--table", type=Path, help="Markdown page to put the result into, between its marks")
@@ -95,7 +96,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tltrain-sweeps-") as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        missing = [number for number in range(arguments.faults) if number not in outcomes]
+        missing = [number for number in range(arguments.first - 1, arguments.faults) if number not in outcomes]
         for number, outcome in run_campaign(missing, arguments.seed, folder, arguments.who or WHO):
             outcomes[number] = outcome
             keep(number, outcome, arguments.record)
