@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tltrain.engine.broker import Broker
-from tltrain.engine.broker_actor import BrokerActor, Workers
+from tltrain.engine.broker_actor import BrokerActor, Reply, Workers
 from tltrain.engine.work import ENDED, State, Task, Ticket, Work, trial_of
 from tltrain.errors import RunError
 
@@ -601,6 +601,39 @@ def test_a_trial_whose_last_row_was_lost_with_its_process_is_told_it_again() -> 
     told = asyncio.run(sweep())
     rows = [({"lane": "t0", "epoch": epoch}, epoch == 3) for epoch in (1, 2, 3)]
     assert told == [*rows, rows[-1]]
+
+
+@pytest.mark.parametrize("end", ["after three epochs", "early", "by an error", "by a halt"])
+def test_a_trial_that_asks_for_its_last_epoch_alone_is_told_how_its_lane_ended(end: str) -> None:
+    async def sweep() -> Reply:
+        actor = make_actor()
+        workers = await actor.begin(0)
+        asked = await actor.attach("t0", {}) + 3
+        waiting = asyncio.create_task(actor.request_row("t0", asked))
+        while not waiting.done():
+            assert (await actor.next_work(workers)).task is Task.TRAIN
+            epoch = (await actor.standings())["t0"].epoch + 1
+            if epoch == 2 and end == "by a halt":
+                await actor.halt("time is over")
+                break
+            if epoch == 2 and end == "by an error":
+                await actor.complete(workers, [], {"t0": "not finite"})
+                break
+            is_last = epoch == 2 and end == "early"
+            await actor.complete(workers, [{"lane": "t0", "epoch": epoch, "is_last": is_last}], {})
+            await asyncio.sleep(0)
+        return await waiting
+
+    reply = asyncio.run(sweep())
+    assert (
+        reply
+        == {
+            "after three epochs": Reply(3, {"lane": "t0", "epoch": 3, "is_last": False}, True),
+            "early": Reply(2, {"lane": "t0", "epoch": 2, "is_last": True}, True),
+            "by an error": Reply(3, None, True, "not finite"),
+            "by a halt": Reply(3, None, True, "time is over"),
+        }[end]
+    )
 
 
 def test_of_a_clone_it_is_told_what_it_left_and_what_it_skipped() -> None:

@@ -21,7 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected
-from tltrain.engine.schedulers import run_ahead
+from tltrain.engine.schedulers import make_scheduler, run_ahead
 from tltrain.engine.tuning import Outcome, run_tune
 from tltrain.engine.work import Task, trial_of
 from tltrain.errors import SpecError
@@ -143,6 +143,28 @@ def test_a_failed_lane_ends_its_trial_and_no_other(scheduler: str) -> None:
         assert (found["t0003"].reason, found["t0003"].epochs) == ("the loss is not finite", 1)
     else:
         assert scheduler != "fifo", "stopped before it could fail, or healed by a clone"
+
+
+@pytest.mark.parametrize(("scheduler", "asked"), [("fifo", [2]), ("asha", [1, 2])])
+def test_ray_tune_hears_of_every_epoch_only_where_something_decides_by_it(scheduler: str, asked: list[int]) -> None:
+    heard: list[int] = []
+    spec = sweep_spec(epochs=2, scheduler=scheduler)
+    scheduler_class = type(make_scheduler(spec, None))
+    before = scheduler_class.on_trial_result, scheduler_class.on_trial_complete
+
+    def listen(kept: Any) -> Any:
+        def method(self: Any, controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+            heard.append(result["epoch"])
+            return kept(self, controller, trial, result)
+
+        return method
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler_class, "on_trial_result", listen(before[0]))
+        patch.setattr(scheduler_class, "on_trial_complete", listen(before[1]))
+        found, _ = run(spec, rates(0.1))
+    assert heard == asked
+    assert found["t0000"].epochs == 2
 
 
 def test_the_time_budget_ends_all_trials() -> None:

@@ -23,8 +23,12 @@ CALLS_AT_A_TIME = 10_000  # a trial or a group that waits is a call under way
 
 @dataclass(frozen=True)
 class Reply:
-    """What a trial is told about an epoch: its row, or why there is none."""
+    """What a trial is told about an epoch: its row, or why there is none.
 
+    epoch: the one that was asked for, or the lane's last one where it finished before.
+    """
+
+    epoch: int
     row: dict[str, Any] | None
     is_last: bool
     error: str = ""
@@ -166,16 +170,19 @@ class BrokerActor:
             return self._told[trial]
 
     async def request_row(self, trial: str, epoch: int) -> Reply:
-        """Wait for the row of `epoch` (1-based), or for the end of the lane."""
+        """Wait for the row of `epoch` (1-based), or for the end of the lane: the last row then, or why it ended."""
         async with self._changed:
             self._broker.request(trial, epoch)
             self._changed.notify_all()
             await self._changed.wait_for(lambda: self._has_reply(trial, epoch))
-            standing, row = self._broker.standing(trial), self._broker.row(trial, epoch)
+            standing = self._broker.standing(trial)
+            if standing.state is State.FINISHED:
+                epoch = min(epoch, standing.epoch)
+            row = self._broker.row(trial, epoch)
             if row is None or "error" in row:
-                return Reply(None, True, standing.error or self._halted or "the lane was dropped")
+                return Reply(epoch, None, True, standing.error or self._halted or "the lane was dropped")
             self._told[trial] = epoch
-            return Reply(row, is_last=standing.state is State.FINISHED and epoch == standing.epoch)
+            return Reply(epoch, row, is_last=standing.state is State.FINISHED and epoch == standing.epoch)
 
     def _has_reply(self, trial: str, epoch: int) -> bool:
         return self._broker.row(trial, epoch) is not None or self._broker.standing(trial).state in ENDED

@@ -27,21 +27,28 @@ def worst(mode: str) -> float:
 
 
 class LaneTrial(tune.Trainable):
-    """Attends to one lane at a time: `step` waits in the broker for the lane's next epoch.
+    """Attends to one lane at a time: `step` waits in the broker for the lane's next epochs.
 
     A lane that fails ends its trial as a result with the worst metric, not as an error: trying again would not help,
     and a searcher learns to stay away.
     """
 
     def setup(
-        self, config: dict[str, Any], broker: Any = None, metric: str = "", mode: str = "max", folder: str | None = None
+        self,
+        config: dict[str, Any],
+        broker: Any = None,
+        metric: str = "",
+        mode: str = "max",
+        stride: int = 1,
+        folder: str | None = None,
     ) -> None:
         """Take up the first trial. `broker` is the actor; `metric` is what schedulers and searchers look at.
 
-        folder: for temporary files, such as Ray Tune makes for each saved state and leaves behind where it is killed.
+        stride: epochs from one result to the next, if the lane lasts that long. folder: for temporary files, such as
+        Ray Tune makes for each saved state and leaves behind where it is killed.
         """
         tempfile.tempdir = folder
-        self._broker, self._metric, self._mode = broker, metric, mode
+        self._broker, self._metric, self._mode, self._stride = broker, metric, mode, stride
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -51,9 +58,9 @@ class LaneTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next epoch's row and return what schedulers and searchers need of it."""
-        self._epoch += 1
-        reply: Reply = ray.get(self._broker.request_row.remote(self.trial_name, self._epoch))
+        """Wait for the row of `stride` epochs on and return what schedulers and searchers need of it."""
+        reply: Reply = ray.get(self._broker.request_row.remote(self.trial_name, self._epoch + self._stride))
+        self._epoch = reply.epoch
         value = math.nan if reply.row is None else reply.row[self._metric]
         return {
             "epoch": self._epoch,

@@ -115,7 +115,9 @@ def run_tune(
 def _make_trainable(spec: Spec, broker: Any, folder: str) -> Any:
     """Return the trainable, whose temporary files are in `folder`."""
     assert spec.sweep is not None
-    parameters = {"metric": spec.sweep.metric, "mode": spec.sweep.better, "folder": folder}
+    # A result costs milliseconds: where nothing decides by those in between, each trial has one.
+    stride = spec.train.epochs if spec.sweep.scheduler == "fifo" else 1
+    parameters = {"metric": spec.sweep.metric, "mode": spec.sweep.better, "stride": stride, "folder": folder}
     return with_process(tune.with_parameters(LaneTrial, broker=broker, **parameters))
 
 
