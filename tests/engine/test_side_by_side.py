@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,15 +30,21 @@ def test_a_sweep_ends_while_an_earlier_one_trains_on_beside_it(tmp_path: Path) -
                 assert short.wait(timeout=240) == 0
             assert long.poll() is None
             long.send_signal(signal.SIGTERM)
+            long.wait()
         assert long.returncode == 128 + signal.SIGTERM
     assert json.loads((tmp_path / "runs" / "short" / "run.json").read_text())["state"] == "finished"
 
 
-def start(head: Head, folder: Path, name: str, *, epochs: int) -> subprocess.Popen[bytes]:
-    """Start the sweep of two learning rates on the cluster of `head`."""
+@contextmanager
+def start(head: Head, folder: Path, name: str, *, epochs: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The sweep of two learning rates on the cluster of `head`; killed at the end of the block if it still runs."""
     sweep = {"space": {"optim.learning_rate": {"grid": [0.05, 0.02]}}, "search": "grid"}
     spec = tiny_spec(folder, {"train.epochs": epochs, "sweep": sweep}, name=name)
     file = folder / f"{name}.yaml"
     file.write_text(json.dumps(spec.model_dump(mode="json", exclude_unset=True)))  # JSON is YAML
     environment = os.environ | head.environment | {"RAY_ADDRESS": head.address}
-    return subprocess.Popen([sys.executable, "-m", "tltrain.run", str(file)], env=environment)
+    with subprocess.Popen([sys.executable, "-m", "tltrain.run", str(file)], env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

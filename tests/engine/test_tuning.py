@@ -212,9 +212,11 @@ def test_a_search_has_two_processes_a_group_whatever_others_have_reserved_on_its
         most = max(most, len(processes()))
 
     everything = placement_group([{f"node:{ray.util.get_node_ip_address()}": 1.0, "CPU": 1.0}])
-    ray.get(everything.ready())
-    found, _ = run(sweep_spec(epochs=8, scheduler="asha"), spread(12), count=2, seconds=0.3, poll=poll)
-    remove_placement_group(everything)
+    try:
+        ray.get(everything.ready())
+        found, _ = run(sweep_spec(epochs=8, scheduler="asha"), spread(12), count=2, seconds=0.3, poll=poll)
+    finally:
+        remove_placement_group(everything)
     assert most == 4
     assert found["t0000"].state == "finished"
 
