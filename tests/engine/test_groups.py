@@ -32,7 +32,8 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What happens, in order."""
     happened: list[str] = []
     nodes = [{}, {}]
-    monkeypatch.setattr(groups, "ray", SimpleNamespace(get=lambda value: value, nodes=lambda: nodes))
+    kill = {"kill": lambda process: happened.append(f"kill {process}")}
+    monkeypatch.setattr(groups, "ray", SimpleNamespace(get=lambda value: value, nodes=lambda: nodes, **kill))
     monkeypatch.setattr(groups, "retry_or_raise", lambda *_: happened.append("retry"))
     monkeypatch.setattr(groups, "wait_for_room_again", lambda *_: happened.append("wait for room"))
     monkeypatch.setattr(groups, "ask_autoscaler", lambda _, groups: happened.append(f"ask for {groups}"))
@@ -58,12 +59,14 @@ def make_groups(
     return of_spec(spec, None, Told(notes), count, monkeypatch)
 
 
-def of_spec(spec: Any, run: Any, broker: Any, count: int, monkeypatch: pytest.MonkeyPatch) -> WorkerGroups:
+def of_spec(
+    spec: Any, run: Any, broker: Any, count: int, monkeypatch: pytest.MonkeyPatch, started: tuple[Any, ...] = ()
+) -> WorkerGroups:
     """Groups of one worker, which end by a LostError where they are lost."""
     monkeypatch.setattr(groups, "GROUP_FAILURES", (LostError,))
     monkeypatch.setattr(WorkerGroups, "_has_fewer_lanes", lambda *_: False)
     request: Any = SimpleNamespace(min_workers=1)
-    return WorkerGroups(spec, run, request, broker, count=count, likely=())
+    return WorkerGroups(spec, run, request, broker, count=count, likely=(), started=started)
 
 
 def test_the_last_group_waits_for_room_before_it_starts_again(
@@ -104,6 +107,22 @@ def test_a_group_that_is_one_too_many_comes_back_with_a_node(
     end = ["ask for 2", "wait for room", "start"] if comes_back else []
     assert notes == ["start", "retry", "retire", *end]
     assert two._active == (2 if comes_back else 1)
+
+
+def test_where_the_broker_is_lost_no_process_stays_that_was_started_early(
+    notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would keep its CPU, and a group of the sweep that begins again would wait for that without end."""
+
+    def lost(*_: Any) -> None:
+        raise LostError("the broker is gone", "")
+
+    broker = SimpleNamespace(**dict.fromkeys(("begin", "halt", "close"), SimpleNamespace(remote=lost)))
+    spec = SimpleNamespace(sweep=SimpleNamespace(isolation="lanes"), resources=ResourcesSpec())
+    two = of_spec(spec, SimpleNamespace(folder=None), broker, 2, monkeypatch, started=("a", "b", "c"))
+    with pytest.raises(LostError), two.running():
+        pass
+    assert sorted(note for note in notes if note.startswith("kill")) == ["kill a", "kill b", "kill c"]
 
 
 def trials(*groups_of_trials: int) -> SimpleNamespace:

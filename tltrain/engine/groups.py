@@ -69,14 +69,18 @@ class WorkerGroups:
     def running(self) -> Iterator[None]:
         """Run all groups during a `with` block; at its end the broker is closed and they end."""
         watch = self._run_claimed if self._is_isolated else self._run_group
-        with concurrent.futures.ThreadPoolExecutor(self._count, thread_name_prefix="group") as executor:
-            self._futures = [executor.submit(watch, index) for index in range(self._count)]
-            try:
-                yield
-            finally:
-                self._ended.set()
-                ray.get(self._broker.halt.remote("the sweep has ended"))
-                ray.get(self._broker.close.remote())
+        try:
+            with concurrent.futures.ThreadPoolExecutor(self._count, thread_name_prefix="group") as executor:
+                self._futures = [executor.submit(watch, index) for index in range(self._count)]
+                try:
+                    yield
+                finally:
+                    self._ended.set()
+                    ray.get(self._broker.halt.remote("the sweep has ended"))
+                    ray.get(self._broker.close.remote())
+        finally:
+            while self._started:  # no group has come to them, as where the broker was lost before
+                ray.kill(self._started.pop())
 
     def raise_errors(self) -> None:
         """Raise what a group has ended with."""
