@@ -151,6 +151,35 @@ def test_the_lanes_of_a_group_that_will_not_come_back_go_to_the_others() -> None
     assert finishing.task is Task.FINISH
 
 
+def test_lanes_of_a_group_that_finds_no_room_go_to_the_first_that_does() -> None:
+    made = broker(*(ticket(f"t{i}", epochs=1) for i in range(4)), num_groups=2)
+    for _ in range(2):
+        for group in (0, 1):
+            made.restart(group)
+            made.retire(group)
+    made.restart(1)
+    trained = list(train(made, 1).lanes)
+    made.restart(0)
+    made.retire(0)
+    trained += [trial for _ in range(4 - len(trained)) for trial in train(made, 1).lanes]
+    assert sorted(trained) == ["t0", "t1", "t2", "t3"]
+
+
+def test_whether_any_workers_have_come_up_is_known() -> None:
+    async def told() -> list[bool]:
+        actor = BrokerActor(lambda trial, values: ticket(trial), num_groups=2, run_ahead=1, max_lanes=9)
+        await actor.register([ticket("t0"), ticket("t1")])
+        await actor.begin(0)
+        known = [await actor.has_workers()]
+        await actor.next_work(await actor.begin(0))
+        known.append(await actor.has_workers())
+        await actor.retire(0)
+        known.append(await actor.has_workers())
+        return known
+
+    assert asyncio.run(told()) == [False, True, False]
+
+
 def test_a_group_that_comes_back_takes_its_share_of_the_lanes_from_their_saved_states() -> None:
     made = broker(*(ticket(f"t{i}", cost=cost, epochs=9) for i, cost in enumerate([4, 3, 2, 1])), num_groups=2)
     for group in (0, 1):
@@ -296,10 +325,20 @@ class Group:
     def die(self) -> None:
         self.lanes.clear()
 
+    def come(self) -> None:
+        if not self.is_there:
+            self.is_there = True
+            self.made.restart(self.number)
+
+    def wait_in_vain(self) -> None:
+        """Begin, and find no room."""
+        self.made.restart(self.number)
+        self.made.retire(self.number)
+
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_lanes_end_wherever_they_train_while_groups_die_retire_and_come_back(seed: int) -> None:
+def test_lanes_end_wherever_they_train_while_groups_die_retire_find_no_room_and_come_back(seed: int) -> None:
     """Each epoch is trained from the one before it, and no trial gets an older state than the one that it asked for."""
     chance = random.Random(seed)
     count, num_groups = chance.randint(1, 6), chance.randint(2, 3)
@@ -307,6 +346,8 @@ def test_lanes_end_wherever_they_train_while_groups_die_retire_and_come_back(see
     made = broker(run_ahead=chance.randint(1, 12), max_lanes=chance.randint(1, 4), num_groups=num_groups)
     states: dict[str, int] = {}
     groups = [Group(made, number, states) for number in range(num_groups)]
+    for group in groups:
+        group.is_there = chance.random() < 0.7
     rows: dict[tuple[str, int], int] = {}
     asked, waiting = dict.fromkeys(epochs, 0), dict[str, int]()
     for trial, last in epochs.items():
@@ -331,25 +372,29 @@ def test_lanes_end_wherever_they_train_while_groups_die_retire_and_come_back(see
 
     for _ in range(chance.randint(0, 120)):
         ask()
-        group, there = chance.choice(groups), [each for each in groups if each.is_there]
-        event = chance.choice(["work"] * 6 + ["save", "die", "retire", "return", "return"])
+        group = chance.choice(groups)
+        event = chance.choice(["work"] * 6 + ["save", "die", "retire", "return", "return", "wait"])
         if event in ("work", "save") and group.is_there:
             group.work(rows, saves=event == "save")
         elif event == "die" and group.is_there:
             group.die()
             made.restart(group.number)
-        elif event == "retire" and group.is_there and len(there) > 1:
+        elif event == "retire" and group.is_there:
             group.die()
             group.is_there = False
             made.retire(group.number)
         elif event == "return" and not group.is_there:
-            group.is_there = True
-            made.restart(group.number)
+            group.come()
+        elif event == "wait" and not group.is_there:
+            group.wait_in_vain()
+    chance.choice(groups).come()
     for _ in range(200):
         ask()
         for group in groups:
             if group.is_there:
                 group.work(rows, saves=False)
+            else:
+                group.wait_in_vain()
     assert {trial: (standing.state, standing.epoch) for trial, standing in made.standings().items()} == {
         trial: (State.FINISHED, last) for trial, last in epochs.items()
     }

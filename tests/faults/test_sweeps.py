@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from injector import AFTER, BEFORE
 from sweep_bench import NOT_STRUCK, SETTINGS, Bench, Setting
-from sweep_injector import DRIVER, TRAINED, TRIAL, WORKER, SweepFault
+from sweep_injector import BROKER, DRIVER, TRAINED, TRIAL, WORKER, SweepFault
 from sweep_machine import machine
 from sweep_truth import Reference, cloned, equal_rows, left_over, trained_again, whole
 from sweeps import WHO, draw
@@ -49,6 +49,7 @@ NAMED = [
     (FIFO, SweepFault(DRIVER, "winner's end", 1, BEFORE)),
     (FIFO, SweepFault(DRIVER, "page", 1, BEFORE)),
     (FIFO, SweepFault(WORKER, "file rename", 5, BEFORE)),
+    (PBT, SweepFault(BROKER, "lane registered", 4, BEFORE)),
     (PBT, SweepFault(DRIVER, "exploit", 1, AFTER)),
     (PBT, SweepFault(WORKER, "state loaded", 1, BEFORE)),
     (PBT, SweepFault(WORKER, "state loaded", 1, AFTER)),

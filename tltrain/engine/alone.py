@@ -5,6 +5,7 @@ Nothing here needs torch, so that the processes can start while the driver impor
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from tltrain.engine.cluster import live_nodes
+from tltrain.engine.line import has_place
 from tltrain.engine.plan import Request, capacity, make_request
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
@@ -28,7 +30,8 @@ PING_EVERY_S = 2.0
 HUNG_AFTER_S = 40.0
 """How long a worker may leave a ping unanswered."""
 STARTED_WITHIN_S = 600.0
-_LOOK_EVERY_S = 5.0
+"""How long a worker's process may take to start once it has its place."""
+_LOOK_EVERY_S = 1.0
 
 
 class WorkerHungError(RuntimeError):
@@ -83,34 +86,39 @@ def start_process(request: Request) -> Any:
 
 def run_alone(
     worker: Worker,
-    config: dict[str, Any],
+    make_config: Callable[[], dict[str, Any]],
     spec: Spec,
     run: RunFolder,
     process: Any,
     *,
-    can_start: Callable[[], bool],
+    look: Callable[[bool], None],
 ) -> Any:
     """Call `worker` in a process that `start_process` gave, and return its result; the process ends with it.
 
-    It gets `config` with the spec, the run's address and this folder. can_start: whether the cluster has room for it,
-    asked again and again until it has started. Raises a RayError, whose `cause` is the worker's own error, or
-    WorkerHungError.
+    It gets the config that is made once it has started, with the spec, the run's address and this folder. look: is
+    told every second until then whether the process has got its place. Raises a RayError, whose `cause` is the worker's
+    own error, WorkerHungError, or what `look` raises.
     """
-    config = {"spec": spec.model_dump_json(), "run": run.uri, "python_path": os.getcwd(), **config}
-    result = process.run.remote(worker, config)
     try:
-        _watch(process, result, name=_wait_for_start(process, can_start))
+        name = _wait_for_start(process, look)
+        config = {"spec": spec.model_dump_json(), "run": run.uri, "python_path": os.getcwd(), **make_config()}
+        result = process.run.remote(worker, config)
+        _watch(process, result, name=name)
         return ray.get(result)
     finally:
         ray.kill(process)
 
 
-def _wait_for_start(process: Any, can_start: Callable[[], bool]) -> str:
+def _wait_for_start(process: Any, look: Callable[[bool], None]) -> str:
     """Wait until the process answers, and return its name; a failed start shows in its result."""
-    answer, deadline = process.ping.remote(), time.monotonic() + STARTED_WITHIN_S
+    answer, deadline = process.ping.remote(), math.inf
     while not ray.wait([answer], timeout=_LOOK_EVERY_S)[0]:
-        if not can_start() or time.monotonic() > deadline:
-            raise WorkerHungError(f"a worker has not started within {STARTED_WITHIN_S:g} s, or has no room any more")
+        is_placed = has_place(process)
+        look(is_placed)
+        if is_placed:
+            deadline = min(deadline, time.monotonic() + STARTED_WITHIN_S)
+        if time.monotonic() > deadline:
+            raise WorkerHungError(f"a worker has not started within {STARTED_WITHIN_S:g} s")
     try:
         return ray.get(answer)
     except RayError:

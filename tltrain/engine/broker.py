@@ -172,12 +172,12 @@ class Broker:
             self._returning.add(group)
 
     def retire(self, group: int) -> None:
-        """A worker group has died, and there is no node for it: the others take its lanes until it starts again."""
+        """A worker group has died or does not start: the others, if any, take its lanes until it starts again."""
         self._go_back(group)
         self._returning.discard(group)
         self._groups = [other for other in self._groups if other != group]
-        if not self._groups:  # the last one is just starting again
-            self._groups.append(self._returning.pop())
+        if not self._groups:  # another is just starting again, or this is the only one
+            self._groups.append(self._returning.pop() if self._returning else group)
         for lane in self._lanes.values():
             if lane.moves_to == group:
                 lane.moves_to = None

@@ -14,7 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tltrain.engine.broker import Broker
-from tltrain.engine.work import ENDED, Standing, State, Ticket, Work
+from tltrain.engine.work import ENDED, Standing, State, Task, Ticket, Work
 from tltrain.errors import Problem, RunError
 
 MakeTicket = Callable[[str, dict[str, Any]], Ticket]
@@ -73,6 +73,8 @@ class BrokerActor:
         self._measured: dict[int, dict[str, Any]] = {}
         self._attempts: Counter[int] = Counter()
         """Worker group -> how often it was started."""
+        self._present: set[int] = set()
+        """Worker groups that have asked for work since they were started last."""
 
     # What the driver asks.
 
@@ -207,15 +209,21 @@ class BrokerActor:
         """
         async with self._changed:
             self._attempts[group] += 1
+            self._present.discard(group)
             self._broker.restart(group)
             self._changed.notify_all()
             return Workers(group, self._attempts[group])
 
     async def retire(self, group: int) -> None:
-        """A worker group has died, and there is no node for it: the others take its lanes until it begins again."""
+        """A worker group has died or does not start: the others take its lanes until it begins again."""
         async with self._changed:
+            self._present.discard(group)
             self._broker.retire(group)
             self._changed.notify_all()
+
+    async def has_workers(self) -> bool:
+        """Whether the workers of any group have come up."""
+        return bool(self._present)
 
     async def claim(self) -> int | None:
         """Wait for a group that has work and that nobody runs, where lanes are isolated; None after `close`."""
@@ -235,7 +243,10 @@ class BrokerActor:
         async with self._changed:
             while True:
                 self._check(workers)
+                self._present.add(workers.group)
                 if (work := self._broker.take(workers.group)) is not None:
+                    if work.task is Task.STOP:
+                        self._present.discard(workers.group)
                     return work
                 await self._changed.wait()
 

@@ -19,6 +19,7 @@ import ray
 from ray._private import ray_constants, services
 from ray.exceptions import RayError
 
+from tltrain.engine.line import ROOM_WITHIN_S
 from tltrain.engine.plan import Node, Request, find_shortage, make_request
 from tltrain.errors import LostError, ResourceError
 from tltrain.machine import devices_text
@@ -41,6 +42,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "40",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{ROOM_WITHIN_S:g}",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # one that stands still does not leave its process group at all
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",

@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from tltrain import stopping
 from tltrain.engine.alone import WorkerHungError
 from tltrain.engine.cluster import connected, wait_for_room, wait_for_room_again
+from tltrain.engine.line import Line, NoRoomError, has_no_room, have_places
 from tltrain.engine.plan import Request
 from tltrain.engine.preflight import preflight
 from tltrain.engine.retry import Cause, classify, decide, describe
@@ -36,48 +37,75 @@ except ImportError:  # a Ray that is made differently inside: its own cleaner ha
 logger = logging.getLogger(__name__)
 
 RAY_FOLDER = "ray"
-GROUP_FAILURES = (TrainingFailedError, RayError, WorkerHungError)
+GROUP_FAILURES = (TrainingFailedError, RayError, WorkerHungError, NoRoomError)
 """What a worker group may end with."""
+ROOM_AT_ONCE_S = 5.0
+"""How long Ray may take to give free room to workers."""
 
 
 def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, Any]:
     """Train `spec` in `run` on the cluster and return the summary. `poll` is called a few times a second meanwhile.
 
-    Raises ResourceError where the cluster cannot hold the request, the worker's own TltrainError, or RunError.
+    Raises ResourceError where the cluster cannot hold the request, or others have used what it needs for too long, the
+    worker's own TltrainError, or RunError.
     """
     with connected():
         failures = 0
+        request = preflight(spec, run, wait_for_room(spec.resources, run))
+        line = Line(spec.resources, request, run)
         while True:
-            wait = wait_for_room_again if failures else wait_for_room
-            request = wait(spec.resources, run)
-            if failures == 0:
-                request = preflight(spec, run, request)
-            run.update(attempts=run.state().get("attempts", 0) + 1, workers=request.max_workers)
+            attempts = run.state().get("attempts", 0)
+            run.update(attempts=attempts if line.is_waiting else attempts + 1, workers=request.max_workers)
             try:
-                summary = _attempt(spec, run, request, poll)
+                summary = _attempt(spec, run, request, poll, line)
                 run.folder.delete(RAY_FOLDER)
                 return summary
             except GROUP_FAILURES as error:  # Ray's own errors as well: its controller is lost with its node
-                retry_or_raise(error, failures, spec.resources.max_failures)
-                failures += 1
+                if has_no_room(unwrap(error)):
+                    line.wait()
+                else:
+                    line.leave()
+                    retry_or_raise(error, failures, spec.resources.max_failures)
+                    failures += 1
+            request = wait_for_room_again(spec.resources, run)
 
 
-def _attempt(spec: Spec, run: RunFolder, request: Request, poll: Callable[[], None]) -> dict[str, Any]:
+def _attempt(spec: Spec, run: RunFolder, request: Request, poll: Callable[[], None], line: Line) -> dict[str, Any]:
     """Run one worker group to its end in a thread, so that this one stays free for `poll` and for Ctrl-C."""
-    name = f"attempt-{run.state()['attempts']}"
-    stop_key = f"tltrain/stop/{run.uri}/{name}/{time.time_ns()}"
+    name = f"attempt-{run.state()['attempts']}-{time.time_ns()}"
+    stop_key = f"tltrain/stop/{run.uri}/{name}"
     config = {"lease": begin_workers(run.folder, ""), "stop_key": stop_key}
     trainer = build_trainer(train_worker, config, spec, run, request, name=name)
     future = in_background(trainer.fit)
+    look = _watch_for_room(line)
     with stopping.deferred():
         while not future.done() and not stopping.wished():
             concurrent.futures.wait([future], timeout=0.2)
+            look()
             poll()
         if stopping.wished():
             _stop(future, stop_key)
     summary = future.result().return_value
     assert summary is not None, "a worker group that ends well returns a summary"
     return summary
+
+
+def _watch_for_room(line: Line) -> Callable[[], None]:
+    """Return what tells whether workers that are starting wait for a place; it is called a few times a second."""
+    asked_at, are_placed = None, False
+
+    def look() -> None:
+        nonlocal asked_at, are_placed
+        found = None if are_placed else have_places()
+        if found:
+            are_placed = True
+            line.leave()
+        elif found is False:
+            asked_at = asked_at or time.monotonic()
+            if time.monotonic() - asked_at > ROOM_AT_ONCE_S:
+                line.wait()
+
+    return look
 
 
 def _stop(future: concurrent.futures.Future[Any], stop_key: str) -> NoReturn:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 
-from tltrain.engine.alone import run_alone, start_process
+from tltrain.engine.alone import WorkerHungError, run_alone, start_process
 from tltrain.engine.cluster import ask_autoscaler, live_nodes, wait_for_room_again
 from tltrain.engine.fit import GROUP_FAILURES, build_trainer, retry_or_raise, unwrap
 from tltrain.engine.lane_worker import lane_worker
+from tltrain.engine.line import ROOM_WITHIN_S, Line, NoRoomError, has_no_room
 from tltrain.engine.plan import Request, capacity
 from tltrain.engine.retry import Cause, classify
 from tltrain.errors import LostError, OutOfMemoryError
@@ -64,6 +66,9 @@ class WorkerGroups:
         self._futures: list[concurrent.futures.Future[Record]] = []
         self._waiting, self._ended = threading.Lock(), threading.Event()
         self._counting, self._places = threading.Lock(), threading.Semaphore(count)
+        self._line, self._has_waited = Line(spec.resources, request, run), threading.Event()
+        self._told: set[int] = set()
+        """Groups of which it has been said that they wait for room."""
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -82,11 +87,17 @@ class WorkerGroups:
             while self._started:  # no group has come to them, as where the broker was lost before
                 ray.kill(self._started.pop())
 
-    def raise_errors(self) -> None:
-        """Raise what a group has ended with."""
+    def look(self) -> None:
+        """Raise what a group has ended with; tell whether all wait for room, or raise ResourceError if for too long."""
         for future in self._futures:
             if future.done() and future.exception() is not None:
                 future.result()
+        if self._has_waited.is_set():
+            if ray.get(self._broker.has_workers.remote()):
+                self._has_waited.clear()
+                self._line.leave()
+            else:
+                self._line.wait()
 
     def measured(self) -> Record:
         """Return what all groups measured, once they have ended."""
@@ -114,20 +125,34 @@ class WorkerGroups:
                     folder.delete(name)
 
     def _run_group(self, index: int) -> Record:
-        """Keep one worker group going until the broker ends it, starting it again where it is lost."""
+        """Keep one worker group going until the broker ends it, starting it again where it is lost or has no room."""
         failures = 0
         while True:
             try:
                 return self._run_workers(index, f"group-{index}-{failures}-{time.time_ns()}")
             except GROUP_FAILURES as error:
-                if not self._has_fewer_lanes(error):
+                if has_no_room(unwrap(error)):
+                    self._leave_to_others(index)
+                elif self._has_fewer_lanes(error):
+                    continue
+                else:
                     retry_or_raise(error, failures, self._spec.resources.max_failures)
                     failures += 1
-                    if self._is_one_too_many() and not self._waits_for_node(index):
-                        return {}
-                    self._wait_for_room()
-                    if self._ended.is_set():
-                        return {}
+                if self._is_one_too_many() and not self._waits_for_node(index):
+                    return {}
+                self._wait_for_room()
+                if self._ended.is_set():
+                    return {}
+
+    def _leave_to_others(self, index: int) -> None:
+        """Let the other groups train the lanes of one that has no room, until it has."""
+        self._has_waited.set()
+        if self._is_isolated or self._ended.is_set():
+            return
+        if index not in self._told and self._count > 1:
+            logger.info("there is no room yet for worker group %d; the others take its lanes until there is", index + 1)
+            self._told.add(index)
+        ray.get(self._broker.retire.remote(index))
 
     def _waits_for_node(self, index: int) -> bool:
         """Wait until there is a node again for a group that is one too many, or another trial's workers have ended.
@@ -197,7 +222,16 @@ class WorkerGroups:
         return held >= (self._active + more) * self._request.min_workers
 
     def _run_workers(self, index: int, name: str) -> Record:
-        config = {
+        make_config = functools.partial(self._make_config, index)
+        if self._request.max_workers == 1:
+            process = self._started.pop() if self._started else start_process(self._request)
+            look = self._watch_start(index)
+            return run_alone(lane_worker, make_config, self._spec, self._run, process, look=look)
+        trainer = build_trainer(lane_worker, make_config(), self._spec, self._run, self._request, name=name)
+        return trainer.fit().return_value or {}
+
+    def _make_config(self, index: int) -> dict[str, Any]:
+        return {
             "broker": self._broker,
             "workers": ray.get(self._broker.begin.remote(index)),
             "passes": SECOND_PASSES * self._spec.train.epochs,
@@ -205,11 +239,20 @@ class WorkerGroups:
             "attempt": self._attempt,
             "lease": begin_workers(self._run.folder, str(index)),
         }
-        if self._request.max_workers == 1:
-            process = self._started.pop() if self._started else start_process(self._request)
-            return run_alone(lane_worker, config, self._spec, self._run, process, can_start=self._has_room)
-        trainer = build_trainer(lane_worker, config, self._spec, self._run, self._request, name=name)
-        return trainer.fit().return_value or {}
+
+    def _watch_start(self, index: int) -> Callable[[bool], None]:
+        """Return what is told every second, while a process starts, whether it has a place."""
+        began = time.monotonic()
+
+        def look(is_placed: bool) -> None:
+            if self._ended.is_set():
+                raise NoRoomError("the sweep has ended before a worker had started")
+            if not self._has_room():
+                raise WorkerHungError("a worker has no room any more")
+            if not is_placed and time.monotonic() - began > ROOM_WITHIN_S:
+                self._leave_to_others(index)
+
+        return look
 
     def _has_fewer_lanes(self, error: BaseException) -> bool:
         """Halve the lanes that train at a time where memory ran out; return whether that helps."""

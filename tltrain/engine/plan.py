@@ -33,6 +33,10 @@ class Request:
         """Whether the number of workers may change."""
         return self.min_workers != self.max_workers
 
+    def __str__(self) -> str:
+        gpus = f" + {self.gpus_per_worker} GPU" if self.gpus_per_worker else ""
+        return f"{self.min_workers} worker(s) of {self.cpus_per_worker} CPU{gpus}"
+
 
 def make_request(resources: ResourcesSpec, nodes: Sequence[Node]) -> Request:
     """Return what `resources` asks for on a cluster of `nodes`: `auto` is one GPU per worker where there are any."""
@@ -55,13 +59,12 @@ def find_shortage(request: Request, nodes: Sequence[Node]) -> Problem | None:
     held = sum(capacity(request, node) for node in nodes)
     if held >= request.min_workers:
         return None
-    each = f"{request.cpus_per_worker} CPU" + (f" + {request.gpus_per_worker} GPU" if request.gpus_per_worker else "")
     listed = "; ".join(
         f"{node.name} has {node.cpus} CPU + {node.gpus} GPU, holds {capacity(request, node)}" for node in nodes[:8]
     )
     more = f"; and {len(nodes) - 8} more nodes" if len(nodes) > 8 else ""
     return Problem(
-        f"{request.min_workers} worker(s) of {each} are asked for and the cluster holds {held} ({listed}{more})",
+        f"{request} are asked for and the cluster holds {held} ({listed}{more})",
         f"Set resources.num_workers to {held}" if held else "Ask for less per worker, or use a larger cluster",
         key="resources",
     )

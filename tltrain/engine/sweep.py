@@ -180,7 +180,7 @@ class _Driver:
 
     def _take_events(self) -> None:
         """Take in what has happened; raises what a worker group ended with."""
-        self._groups.raise_errors()
+        self._groups.look()
         events = ray.get(self._broker.events.remote(self._seen))
         self._seen += len(events)
         self._record.note(events)

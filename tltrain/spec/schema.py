@@ -218,6 +218,8 @@ class ResourcesSpec(Section):
     """Restarts of the worker group after lost workers or nodes. Errors of the user or the data are never retried."""
     wait_s: NonNegative = 0.0
     """Seconds to wait for nodes that an autoscaler adds before the request is refused."""
+    queue_timeout_s: NonNegative = 86_400.0
+    """Seconds to wait for room that the cluster has and others use, before the run ends."""
     collective_timeout_s: Positive = 300.0
     """Seconds after which a collective that some worker never joins fails the attempt."""
 
