@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiny import tiny_spec
 
 from tltrain.engine import fit, groups
 from tltrain.engine.cluster import connected
+from tltrain.engine.plan import Request
 from tltrain.engine.sweep import sweep
 from tltrain.engine.sweep_record import SweepRecord
 from tltrain.errors import ResourceError
@@ -53,6 +55,55 @@ def all_cores() -> int:
     return int(ray.cluster_resources()["CPU"])
 
 
+class WorkerGroupStartupTimeoutError(Exception):
+    """Looks like Ray Train's."""
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that holds one worker, and that nobody asks."""
+    request = Request(1, 1, 1, 0, "pack")
+    monkeypatch.setattr(fit, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(fit, "GROUP_FAILURES", (WorkerGroupStartupTimeoutError,))
+    monkeypatch.setattr(fit, "preflight", lambda *_: request)
+    for name in ("wait_for_room", "wait_for_room_again"):
+        monkeypatch.setattr(fit, name, lambda *_: request)
+
+
+def test_a_start_without_room_is_no_restart(no_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tiny_spec(tmp_path, {"resources.max_failures": 0})
+    run, waits = prepared(spec), list[Any]()
+
+    def attempt(*_: Any) -> dict[str, Any]:
+        waits.append(run.state().get("waiting"))
+        if len(waits) < 4:
+            raise WorkerGroupStartupTimeoutError
+        return {"done": True}
+
+    monkeypatch.setattr(fit, "_attempt", attempt)
+    assert fit.fit(spec, run, poll=lambda: None) == {"done": True}
+    assert [each and each["for"] for each in waits] == [None] + 3 * [f"room for 1 {NEEDED}"]
+    assert run.state()["attempts"] == 1
+
+
+def test_room_is_waited_for_no_longer_than_the_spec_says(
+    no_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_spec(tmp_path, {"resources.queue_timeout_s": 0.01})
+    run = prepared(spec)
+
+    def attempt(*_: Any) -> None:
+        time.sleep(0.02)
+        raise WorkerGroupStartupTimeoutError
+
+    monkeypatch.setattr(fit, "_attempt", attempt)
+    with pytest.raises(ResourceError, match=r"others have used what 1 worker\(s\) of 1 CPU need") as caught:
+        fit.fit(spec, run, poll=lambda: None)
+    assert caught.value.problems[0].key == "resources.queue_timeout_s"
+    assert run.state()["waiting"] is None
+
+
+@pytest.mark.slow
 def test_a_run_waits_for_room_that_others_use_and_says_so(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +130,7 @@ def test_a_run_waits_for_room_that_others_use_and_says_so(
     assert (run.state()["attempts"], run.state()["waiting"]) == (1, None)
 
 
+@pytest.mark.slow
 def test_a_run_that_has_waited_too_long_for_others_ends_with_the_reason(cluster: None, tmp_path: Path) -> None:
     spec = tiny_spec(tmp_path, {"resources.queue_timeout_s": 0.1})
     run = prepared(spec)
