@@ -13,7 +13,7 @@ import ray
 from test_fit import prepared
 from tiny import tiny_spec
 
-from tltrain.engine import fit, groups
+from tltrain.engine import batch_size, fit, groups
 from tltrain.engine.cluster import connected
 from tltrain.engine.plan import Request
 from tltrain.engine.sweep import sweep
@@ -169,3 +169,12 @@ def test_a_sweep_that_has_waited_too_long_for_others_ends_with_the_reason(
     spec = tiny_spec(tmp_path, changes)
     with used(all_cores()), pytest.raises(ResourceError, match="others have used what"):
         sweep(spec, prepared(spec), SHARES, poll=lambda _: None)
+
+
+def test_batch_sizes_are_tried_only_where_there_is_room(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_size, "ROOM_WITHIN_S", 0.1)
+    spec = tiny_spec(tmp_path, {"train.batch_size": "auto", "resources.queue_timeout_s": 0.1})
+    with used(all_cores()), pytest.raises(ResourceError, match="others have used what"):
+        batch_size.find_on_worker(spec)

@@ -49,6 +49,17 @@ def have_places() -> bool | None:
     return False if PlacementGroupTableData.PENDING in states else None
 
 
+def used_by_others(request: Request, seconds: float) -> ResourceError:
+    """Return the error of what has waited so long for room."""
+    return ResourceError(
+        Problem(
+            f"others have used what {request} need for {seconds:g} s",
+            "Run the same command again when there is room, or wait longer",
+            key="resources.queue_timeout_s",
+        )
+    )
+
+
 class Line:
     """Where a run stands while others use what it needs, as its folder tells; `resources.queue_timeout_s` at most."""
 
@@ -70,13 +81,7 @@ class Line:
             self._run.update(waiting={"for": reason, "until": time.time() + self._limit_s})
         elif time.monotonic() > self._deadline:
             self.leave()
-            raise ResourceError(
-                Problem(
-                    f"others have used what {self._request} need for {self._limit_s:g} s",
-                    "Run the same command again when there is room, or wait longer",
-                    key="resources.queue_timeout_s",
-                )
-            )
+            raise used_by_others(self._request, self._limit_s)
 
     def leave(self) -> None:
         """It waits no more."""
