@@ -115,11 +115,14 @@ def test_state_and_cause(case: str) -> None:
 
 def test_whoever_waits_says_for_what_and_how_long_at_most() -> None:
     for_nodes = own("running", waiting={"for": "nodes: 2 of 3 are there", "until": NOW})
+    for_room = own("running", waiting={"for": "room", "until": NOW + 2 * 86400})
     for_another = {"job": "other", "holder": "attempt 2 (process 7 on far)"}
-    reasons = [judge(SENT, seen("RUNNING"), run, NOW).reason for run in (for_nodes, for_another)]
+    reasons = [judge(SENT, seen("RUNNING"), run, NOW).reason for run in (for_nodes, for_another, for_room)]
     clock = time.strftime("%H:%M:%S", time.localtime(NOW))
     assert reasons[0] == f"waits for nodes: 2 of 3 are there, at most until {clock}"
     assert reasons[1] == "waits to see whether attempt 2 (process 7 on far) is still alive, at most 60 s"
+    day = time.strftime("%Y-%m-%d %H:%M", time.localtime(NOW + 2 * 86400))
+    assert reasons[2] == f"waits for room, at most until {day}"
 
 
 def test_every_state_and_cause_is_reached_and_said() -> None:

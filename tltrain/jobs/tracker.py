@@ -67,7 +67,7 @@ def judge(attempt: Attempt, seen: Seen, run: Mapping[str, Any] | None, now: floa
         return _judge_missing(attempt, is_new_session, now)
     if seen.runs(attempt.submission_id) and is_new_session:
         return Verdict(State.FAILED, "the cluster was started anew while it ran", Cause.CLUSTER_LOST)
-    return _judge_info(info, own, run)
+    return _judge_info(info, own, run, now)
 
 
 def _is_final(attempt: Attempt) -> bool:
@@ -97,12 +97,12 @@ def _judge_missing(attempt: Attempt, is_new_session: bool, now: float) -> Verdic
     return Verdict(State.UNKNOWN, "the cluster knows it no more")
 
 
-def _judge_info(info: JobInfo, own: Mapping[str, Any], run: Mapping[str, Any] | None) -> Verdict:
+def _judge_info(info: JobInfo, own: Mapping[str, Any], run: Mapping[str, Any] | None, now: float) -> Verdict:
     if info.status == "PENDING":
         reason = info.message.strip().partition("\n")[0].rstrip(".") or "the cluster prepares it"
         return Verdict(State.STARTING, f"{reason}; Ray gives up after 15 min, if nobody has told it otherwise")
     if info.status == "RUNNING":
-        return _judge_running(own, run)
+        return _judge_running(own, run, now)
     if info.status == "SUCCEEDED":
         return Verdict(State.SUCCEEDED)
     if info.status == "STOPPED" or info.exit_code == EXIT_INTERRUPTED:
@@ -110,11 +110,12 @@ def _judge_info(info: JobInfo, own: Mapping[str, Any], run: Mapping[str, Any] | 
     return Verdict(State.FAILED, _reason(info), failure_cause(info))
 
 
-def _judge_running(own: Mapping[str, Any], run: Mapping[str, Any] | None) -> Verdict:
+def _judge_running(own: Mapping[str, Any], run: Mapping[str, Any] | None, now: float) -> Verdict:
     """Say what the program is at: where it waits, for what, and for how long at most."""
     if waiting := own.get("waiting"):
-        until = time.strftime("%H:%M:%S", time.localtime(waiting["until"]))
-        return Verdict(State.RUNNING, f"waits for {waiting['for']}, at most until {until}")
+        until, today = time.localtime(waiting["until"]), time.localtime(now)
+        text = time.strftime("%H:%M:%S" if until[:3] == today[:3] else "%Y-%m-%d %H:%M", until)
+        return Verdict(State.RUNNING, f"waits for {waiting['for']}, at most until {text}")
     if own or run is None:
         return Verdict(State.RUNNING)
     if "holder" in run:
