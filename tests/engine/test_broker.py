@@ -165,6 +165,22 @@ def test_lanes_of_a_group_that_finds_no_room_go_to_the_first_that_does() -> None
     assert sorted(trained) == ["t0", "t1", "t2", "t3"]
 
 
+def test_workers_whose_group_was_given_up_are_not_heard_any_more() -> None:
+    """Their node may have been cut off and come back: others train the lanes now, and count the epochs."""
+
+    async def tell_late() -> None:
+        actor = BrokerActor(lambda trial, values: ticket(trial), num_groups=2, run_ahead=1, max_lanes=9)
+        await actor.register([ticket("t0")])
+        gone, there = await actor.begin(0), await actor.begin(1)
+        await actor.next_work(gone)
+        await actor.retire(0)
+        assert (await actor.next_work(there)).lanes == ("t0",)
+        with pytest.raises(RunError, match="another attempt has taken over"):
+            await actor.complete(gone, [{"lane": "t0", "epoch": 1}], {})
+
+    asyncio.run(tell_late())
+
+
 def test_whether_any_workers_have_come_up_is_known() -> None:
     async def told() -> list[bool]:
         actor = BrokerActor(lambda trial, values: ticket(trial), num_groups=2, run_ahead=1, max_lanes=9)

@@ -72,7 +72,7 @@ class BrokerActor:
         self._halted = ""
         self._measured: dict[int, dict[str, Any]] = {}
         self._attempts: Counter[int] = Counter()
-        """Worker group -> how often it was started."""
+        """Worker group -> how often it was started or given up."""
         self._present: set[int] = set()
         """Worker groups that have asked for work since they were started last."""
 
@@ -215,8 +215,12 @@ class BrokerActor:
             return Workers(group, self._attempts[group])
 
     async def retire(self, group: int) -> None:
-        """A worker group has died or does not start: the others take its lanes until it begins again."""
+        """A worker group has died or does not start: the others take its lanes until it begins again.
+
+        Who spoke for it is not heard any more.
+        """
         async with self._changed:
+            self._attempts[group] += 1
             self._present.discard(group)
             self._broker.retire(group)
             self._changed.notify_all()

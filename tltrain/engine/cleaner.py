@@ -14,7 +14,6 @@ from typing import Any
 import ray
 import ray.train.torch
 from ray._private import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayError
 from ray.train.v2._internal.callbacks import placement_group_callback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -22,6 +21,8 @@ from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import placement_group_cleaner
 from ray.util.placement_group import PlacementGroup
 from ray.util.state.exception import RayStateApiException
+
+from tltrain.engine.reserved import placement_groups
 
 
 class PlacementGroupCleaner(placement_group_cleaner.PlacementGroupCleaner):
@@ -39,8 +40,7 @@ class PlacementGroupCleaner(placement_group_cleaner.PlacementGroupCleaner):
 
 
 def _made_by(actor_id: str) -> Iterator[PlacementGroup]:
-    for entry in state.state._connect_and_get_accessor().get_placement_group_table():
-        made = PlacementGroupTableData.FromString(entry)
+    for made in placement_groups():
         if made.creator_actor_id.hex() == actor_id:
             yield PlacementGroup(ray.PlacementGroupID(made.placement_group_id))
 

@@ -74,17 +74,23 @@ class WorkerGroups:
     def running(self) -> Iterator[None]:
         """Run all groups during a `with` block; at its end the broker is closed and they end."""
         watch = self._run_claimed if self._is_isolated else self._run_group
+        executor = concurrent.futures.ThreadPoolExecutor(self._count, thread_name_prefix="group")
+        with self._started_early(), executor:
+            self._futures = [executor.submit(watch, index) for index in range(self._count)]
+            try:
+                yield
+            finally:
+                self._ended.set()
+                ray.get(self._broker.halt.remote("the sweep has ended"))
+                ray.get(self._broker.close.remote())
+
+    @contextlib.contextmanager
+    def _started_early(self) -> Iterator[None]:
+        """End the processes that no group has come to when a `with` block ends, as where the broker is lost before."""
         try:
-            with concurrent.futures.ThreadPoolExecutor(self._count, thread_name_prefix="group") as executor:
-                self._futures = [executor.submit(watch, index) for index in range(self._count)]
-                try:
-                    yield
-                finally:
-                    self._ended.set()
-                    ray.get(self._broker.halt.remote("the sweep has ended"))
-                    ray.get(self._broker.close.remote())
+            yield
         finally:
-            while self._started:  # no group has come to them, as where the broker was lost before
+            while self._started:
                 ray.kill(self._started.pop())
 
     def look(self) -> None:

@@ -12,6 +12,7 @@ from ray._private import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
 
 from tltrain.engine.plan import Request
+from tltrain.engine.reserved import placement_groups
 from tltrain.errors import Problem, ResourceError
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import ResourcesSpec
@@ -41,9 +42,7 @@ def has_place(process: Any) -> bool:
 def have_places() -> bool | None:
     """Whether the workers that Ray Train starts for this program have got their resources; None if it starts none."""
     mine = ray.get_runtime_context().get_job_id()
-    entries = state.state._connect_and_get_accessor().get_placement_group_table()
-    groups = [PlacementGroupTableData.FromString(entry) for entry in entries]
-    states = {group.state for group in groups if group.creator_job_id.hex() == mine}
+    states = {group.state for group in placement_groups() if group.creator_job_id.hex() == mine}
     if PlacementGroupTableData.CREATED in states:
         return True
     return False if PlacementGroupTableData.PENDING in states else None
