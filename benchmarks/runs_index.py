@@ -85,20 +85,24 @@ def main() -> None:
         time.sleep(3)  # what was written just now would be read again
         first = look(storage, cache)
         later = median([look(storage, cache) for _ in range(options.repeats)])
-        newest = median([look(storage, cache, "-n", "20") for _ in range(options.repeats)])
+        every = median([look(storage, cache, "--all") for _ in range(options.repeats)])
         as_json = median([look(storage, cache, "--json") for _ in range(options.repeats)])
         for number in range(min(options.changed, options.runs)):
             write_state(storage / f"run-{number:05d}", number + 1)
-        changed = look(storage, cache)
-        rebuild = look(storage, cache, "--rebuild")
+        changed = look(storage, cache, "--all")
+        (storage / "run-new").mkdir()
+        write_state(storage / "run-new", options.runs)
+        one_new = look(storage, cache)
+        rebuild = look(storage, cache, "--rebuild", "--all")
         listed = len((cache / "lines.txt").read_text().splitlines()) - 1
-    assert listed == options.runs, listed
+    assert listed == options.runs + 1, listed
     looks = {
         "first": first,
         "later": later,
-        "newest_20": newest,
-        "json": as_json,
-        "some_changed": changed,
+        "all": every,
+        "all_as_json": as_json,
+        "all_some_changed": changed,
+        "one_new": one_new,
         "rebuild": rebuild,
     }
     shown = {kind: {name: round(getattr(ran, kind), 3) for name, ran in looks.items()} for kind in Ran._fields}

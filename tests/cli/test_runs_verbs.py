@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tltrain.cli import runs as cli_runs
 from tltrain.cli.main import app
 from tltrain.cli.run_tables import duration, run_lines, shortened
 from tltrain.jobs.runs import Run
@@ -56,6 +57,21 @@ def test_the_newest_runs_alone_are_listed() -> None:
     assert [line[0] for line in out.splitlines()] == ["n", "l", "b"]
     assert [run["name"][0] for run in json.loads(invoke("runs", "-n", "1", "--json")[1])] == ["l"]
     assert invoke("runs", "-n", "0")[0] == 2
+
+
+def test_a_long_list_is_cut_in_words_and_only_where_nobody_said_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_runs, "SHOWN", 2)
+    code, out, said = invoke("runs")
+    assert code == 0
+    assert [line[0] for line in out.splitlines()] == ["n", "l", "b"]
+    assert "--all" in said
+    for arguments in (("--all",), ("-n", "3")):
+        _, out, said = invoke("runs", *arguments)
+        assert ([line[0] for line in out.splitlines()], said) == (["n", "l", "b", "a"], "")
+    assert len(json.loads(invoke("runs", "--json")[1])) == 3
+    monkeypatch.setattr(cli_runs, "SHOWN", 3)
+    assert invoke("runs")[2] == ""
+    assert invoke("runs", "--all", "-n", "2")[0] == 2
 
 
 def test_runs_as_json_have_whole_names_and_numbers() -> None:

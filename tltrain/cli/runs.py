@@ -12,6 +12,9 @@ import typer
 from tltrain.cli.arguments import AsJson, RunFolderName
 from tltrain.errors import SpecError
 
+SHOWN = 100
+"""Most runs of a list for which no number was given."""
+
 
 def add_verbs(app: typer.Typer) -> None:
     """Add the verbs of this file to the program."""
@@ -27,6 +30,7 @@ def runs(
     newest: Annotated[
         int | None, typer.Option("-n", "--newest", metavar="N", min=1, help="Show only so many of the newest.")
     ] = None,
+    all_runs: Annotated[bool, typer.Option("-a", "--all", help=f"Show all, not the newest {SHOWN} alone.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Read every run anew.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -35,12 +39,17 @@ def runs(
     from tltrain.jobs.runs import list_runs
     from tltrain.storage import Folder
 
+    if all_runs and newest is not None:
+        raise typer.BadParameter("--all and --newest exclude each other")
     folder = Folder.open(default_storage() if storage is None else storage)
-    found = list_runs(folder, rebuild=rebuild, newest=newest)
+    shown = SHOWN if newest is None and not all_runs and not as_json else None
+    found = list_runs(folder, rebuild=rebuild, newest=newest if shown is None else shown + 1)
     if as_json:
         print(json.dumps([{**vars(run), "uri": folder.child(run.name).uri} for run in found], indent=2))
     elif found:
-        print("\n".join(run_lines(found, width())))
+        print("\n".join(run_lines(found[:shown], width())))
+        if len(found) > len(found[:shown]):
+            typer.echo("There are older runs as well; --all shows them.", err=True)
     else:
         typer.echo(f"No runs in {folder}.", err=True)
 
