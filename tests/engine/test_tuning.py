@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,9 +21,11 @@ from ray import cloudpickle
 from ray._private import state
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from tltrain.engine import tuning
 from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected
 from tltrain.engine.schedulers import make_scheduler, run_ahead
+from tltrain.engine.trial import LaneTrial
 from tltrain.engine.tuning import Outcome, run_tune
 from tltrain.engine.work import Task, trial_of
 from tltrain.errors import SpecError
@@ -143,6 +147,24 @@ def test_a_failed_lane_ends_its_trial_and_no_other(scheduler: str) -> None:
         assert (found["t0003"].reason, found["t0003"].epochs) == ("the loss is not finite", 1)
     else:
         assert scheduler != "fifo", "stopped before it could fail, or healed by a clone"
+
+
+def test_a_process_that_dies_while_it_takes_up_a_trial_costs_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = tmp_path / "died"
+
+    class Dying(LaneTrial):
+        def reset(self, *arguments: Any, **options: Any) -> bool:
+            if not died.exists():
+                died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().reset(*arguments, **options)
+
+    monkeypatch.setattr(tuning, "LaneTrial", Dying)
+    found, _ = run(sweep_spec(epochs=8, scheduler="asha"), spread(4))
+    assert {outcome.state for outcome in found.values()} == {"finished", "stopped"}
+    assert died.exists()
 
 
 @pytest.mark.parametrize(("scheduler", "asked"), [("fifo", [2]), ("asha", [1, 2])])

@@ -49,6 +49,7 @@ NAMED = [
     (FIFO, SweepFault(DRIVER, "winner's end", 1, BEFORE)),
     (FIFO, SweepFault(DRIVER, "page", 1, BEFORE)),
     (FIFO, SweepFault(WORKER, "file rename", 5, BEFORE)),
+    (FIFO, SweepFault(TRIAL, "trial begun", 2, BEFORE)),
     (PBT, SweepFault(BROKER, "lane registered", 4, BEFORE)),
     (PBT, SweepFault(DRIVER, "exploit", 1, AFTER)),
     (PBT, SweepFault(WORKER, "state loaded", 1, BEFORE)),

@@ -15,8 +15,10 @@ import ray
 from ray import tune
 from ray.air.execution import FixedResourceManager
 from ray.air.execution.resources.fixed import FixedAcquiredResources
+from ray.exceptions import RayActorError
 from ray.tune import tune as tune_module
 from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial as TuneTrial
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PROCESS = "process"
@@ -35,11 +37,26 @@ class _Processes(FixedResourceManager):
     _resource_cls = _Here  # pyright: ignore[reportAssignmentType]
 
 
+class _Controller(TuneController):
+    """Tries a trial again whose process dies while it takes the trial up.
+
+    Ray Tune tells of such a death twice, as that of the process and as that of the call in it. The first puts the trial
+    back into the queue, and the second would give it up there.
+    """
+
+    def _trial_task_failure(self, trial: TuneTrial, exception: Exception) -> None:
+        if trial in self._resetting_trials and trial.status != TuneTrial.RUNNING:
+            self._resetting_trials.remove(trial)
+            if isinstance(exception, RayActorError):
+                return
+        super()._trial_task_failure(trial, exception)
+
+
 @contextlib.contextmanager
 def bounded(processes: int) -> Iterator[None]:
     """Have Ray Tune attend to trials made by `with_process` in so many processes, for a `with` block."""
     make = functools.partial(_Processes, {PROCESS: float(processes)})
-    make_controller = functools.partial(TuneController, resource_manager_factory=make)
+    make_controller = functools.partial(_Controller, resource_manager_factory=make)
     tune_module.TuneController = make_controller  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
     try:
         yield
