@@ -19,6 +19,7 @@ from fake_group import FATAL, FakeGroup, sweep_spec
 from left_behind import placement_groups
 from ray import cloudpickle
 from ray._private import state
+from ray.tune.experiment import Trial as TuneTrial
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from tltrain.engine import tuning
@@ -81,10 +82,13 @@ def trained(group: FakeGroup) -> list[tuple[int, int]]:
     return [(work.epoch, len(work.lanes)) for work in group.works if work.task is Task.TRAIN]
 
 
-def test_a_grid_trains_side_by_side_whatever_ray_tune_does_meanwhile() -> None:
+def test_a_grid_trains_side_by_side_whatever_ray_tune_does_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[TuneTrial] = []
+    monkeypatch.setattr(TuneTrial, "get_json_state", told.append)
     found, (group,) = run(sweep_spec(), spread(16))
     assert trained(group) == [(0, 16), (1, 16), (2, 16), (3, 16)]
     assert {(outcome.state, outcome.epochs) for outcome in found.values()} == {("finished", 4)}
+    assert told == [], "all that Ray Tune knows of a trial, as a text that nobody reads"
 
 
 def test_asha_stops_bad_lanes_and_all_stay_abreast_in_two_processes() -> None:

@@ -38,11 +38,15 @@ class _Processes(FixedResourceManager):
 
 
 class _Controller(TuneController):
-    """Tries a trial again whose process dies while it takes the trial up.
+    """Tries a trial again whose process dies while it takes the trial up, and writes no trials down.
 
     Ray Tune tells of such a death twice, as that of the process and as that of the call in it. The first puts the trial
-    back into the queue, and the second would give it up there.
+    back into the queue, and the second would give it up there. The run folder is the record of a sweep: what Ray Tune
+    would write at its end, a text of all that it knows of every trial, is never read.
     """
+
+    def _get_trial_checkpoints(self) -> dict[str, str]:
+        return {}
 
     def _trial_task_failure(self, trial: TuneTrial, exception: Exception) -> None:
         if trial in self._resetting_trials and trial.status != TuneTrial.RUNNING:
