@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import signal
 import tempfile
 import time
@@ -169,6 +170,23 @@ def test_a_process_that_dies_while_it_takes_up_a_trial_costs_no_trial(
     found, _ = run(sweep_spec(epochs=8, scheduler="asha"), spread(4))
     assert {outcome.state for outcome in found.values()} == {"finished", "stopped"}
     assert died.exists()
+
+
+def test_a_process_that_dies_again_and_again_fails_its_trial_alone_and_says_how_it_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Dying(LaneTrial):
+        def step(self) -> dict[str, Any]:
+            if self.trial_name == "t0001":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().step()
+
+    monkeypatch.setattr(tuning, "LaneTrial", Dying)
+    monkeypatch.setattr(tuning, "RESTARTS_OF_A_TRIAL", 1)
+    found, _ = run(sweep_spec(epochs=8, scheduler="asha"), spread(3))
+    assert found["t0000"].state == "finished"
+    assert found["t0001"].state == "failed"
+    assert re.match(r"its process failed after 1 restart\(s\): .* died", found["t0001"].reason)
 
 
 @pytest.mark.parametrize(("scheduler", "asked"), [("fifo", [2]), ("asha", [1, 2])])

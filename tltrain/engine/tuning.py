@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ PROCESSES_PER_GROUP = 2
 RESTARTS_OF_A_TRIAL = 3
 """How often the process that attends to a trial may die; a lane that fails is no death, and is not tried again."""
 POLL_S = 0.2
+LONGEST_ERROR = 300
 
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -190,7 +192,8 @@ class _Ends(tune.Callback):
         self._let_go(trial)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self.errors[str(trial)] = f"its process failed: {trial.get_error()}"
+        restarts = trial.run_metadata.num_failures - 1
+        self.errors[str(trial)] = f"its process failed after {restarts} restart(s): {_last_error(trial)}"
         self._let_go(trial)
 
     def _let_go(self, trial: TuneTrial) -> None:
@@ -198,6 +201,12 @@ class _Ends(tune.Callback):
         # Ray Tune's statistics of each metric: nobody reads them, and they are most of what an ended trial occupies.
         trial.metric_analysis.clear()
         trial.metric_n_steps.clear()
+
+
+def _last_error(trial: TuneTrial) -> str:
+    """The last line that Ray Tune wrote down of a trial's errors: what was raised, or how the process died."""
+    assert trial.error_file is not None
+    return Path(trial.error_file).read_text(errors="replace").strip().rpartition("\n")[2][:LONGEST_ERROR]
 
 
 def _fit(tuner: tune.Tuner, ends: _Ends, poll: Callable[[], None]) -> None:
