@@ -6,9 +6,13 @@ import errno
 import os
 import pickle
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tltrain.errors import StorageError
@@ -245,3 +249,17 @@ def test_deleting_a_link_leaves_what_it_points_to(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "data")
     Folder.open(str(tmp_path)).delete("link")
     assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_table_is_read_without_threads_which_would_hold_its_bytes_at_the_programs_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({name: list(range(1000)) for name in "abc"}), path)
+    program = f"""
+import os
+from tltrain.arrow_files import read_parquet
+content = open({str(path)!r}, "rb").read()
+before = os.listdir("/proc/self/task")
+assert read_parquet(content, ["b", "a"]).column_names == ["b", "a"]
+assert os.listdir("/proc/self/task") == before
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
+from tltrain.arrow_files import read_parquet
 from tltrain.data.bad import BadImage
 from tltrain.data.base import Source
 from tltrain.errors import Problem, SpecError
@@ -128,7 +129,7 @@ class PredictionFile:
             path = Path(folder, self.name)
             with _writer(path, schema(len(classes)), self._is_csv) as writer:
                 for number in range(num_parts):
-                    table = pq.read_table(pa.BufferReader(parts.read_bytes(_part_name(number))))
+                    table = read_parquet(parts.read_bytes(_part_name(number)))
                     reasons = table.column(_REASON)
                     good = table.filter(reasons.is_null()).drop_columns([_REASON])
                     writer.write(good)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from tltrain.arrow_files import read_parquet
 from tltrain.report.chance import (
     Accuracy,
     Difference,
@@ -63,8 +61,8 @@ class Compared:
         """Image -> (label, whether the prediction was right); empty where there are none or ids are not unique."""
         if not self.run.folder.exists("predictions.parquet"):
             return {}
-        content = io.BytesIO(self.run.folder.read_bytes("predictions.parquet"))
-        rows = pq.read_table(content, columns=["id", "label", "correct"]).to_pylist()
+        content = self.run.folder.read_bytes("predictions.parquet")
+        rows = read_parquet(content, ["id", "label", "correct"]).to_pylist()
         found = {one["id"]: (one["label"], one["correct"]) for one in rows}
         return found if len(found) == len(rows) else {}
 

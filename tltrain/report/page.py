@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from tltrain.arrow_files import read_parquet
 from tltrain.errors import Problem, StorageError
 from tltrain.report import evaluation_page, sweep_page
 from tltrain.report.document import document
@@ -85,7 +84,7 @@ def _table(run: RunFolder, name: str) -> pa.Table | None:
     if not run.folder.exists(name):
         return None
     try:
-        return pq.read_table(io.BytesIO(run.folder.read_bytes(name)))
+        return read_parquet(run.folder.read_bytes(name))
     except pa.ArrowInvalid as error:
         what, action = f"the file is damaged: {error}", "Restore it from a copy, or delete it to do without"
         raise StorageError(Problem(what, action, f"{run.folder}/{name}")) from error
