@@ -48,7 +48,7 @@ def runs(
         print(json.dumps([{**vars(run), "uri": folder.child(run.name).uri} for run in found], indent=2))
     elif found:
         print("\n".join(run_lines(found[:shown], width())))
-        if len(found) > len(found[:shown]):
+        if shown is not None and len(found) > shown:
             typer.echo("There are older runs as well; --all shows them.", err=True)
     else:
         typer.echo(f"No runs in {folder}.", err=True)
