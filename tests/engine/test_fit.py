@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from tiny import tiny_spec
 from tltrain.engine.cleaner import CleanerCallback, PlacementGroupCleaner
 from tltrain.engine.cluster import connected, live_nodes
 from tltrain.engine.fit import build_trainer, fit
+from tltrain.engine.left_on_nodes import delete_on_nodes
 from tltrain.engine.plan import make_request
 from tltrain.errors import DataError, ResourceError, RunError
 from tltrain.lease import LEASE_FILE, hold
@@ -30,6 +32,7 @@ from tltrain.run_folder import RunFolder
 from tltrain.spec.load import dump_yaml
 from tltrain.spec.schema import ResourcesSpec, Spec
 from tltrain.train.distributed import Group
+from tltrain.train.node_folder import NodeFolder
 from tltrain.train.session import fine_tune
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
@@ -187,6 +190,19 @@ def test_the_driver_killed_and_started_again_ends_with_the_same_bits(tmp_path: P
     assert start_driver(tmp_path, path).wait(timeout=240) == 0
     assert digest(killed) == digest(RunFolder.at(clean.storage, clean.name))
     assert len(killed.metrics()) == 6
+
+
+def test_what_dying_workers_have_left_on_a_node_is_deleted_there(cluster: None, tmp_path: Path) -> None:
+    run = prepared(tiny_spec(tmp_path, name="left"))
+    left = NodeFolder(run.uri)
+    (left.path / "kept.arrow").write_bytes(b"kept")
+    delete_on_nodes(run, wait_s=0)
+    assert left.path.exists(), "somebody uses it"
+    dying = threading.Timer(1, os.close, [left._users])  # as the end of a process does
+    dying.start()
+    delete_on_nodes(run)
+    dying.join()
+    assert not left.path.exists()
 
 
 def test_rays_cleaner_removes_what_a_dead_controller_had_reserved_and_ends_though_nobody_has_told_it_anything(

@@ -20,7 +20,7 @@ from tiny import tiny_spec
 from tltrain.run_folder import RunFolder
 
 ray_and_slow = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
-FIFO, _, PBT, *_ = SETTINGS
+FIFO, _, PBT, RANKS, _ = SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,7 @@ NAMED = [
     (FIFO, SweepFault(DRIVER, "winner's end", 1, BEFORE)),
     (FIFO, SweepFault(DRIVER, "page", 1, BEFORE)),
     (FIFO, SweepFault(WORKER, "file rename", 5, BEFORE)),
+    (RANKS, SweepFault(WORKER, "wait for work", 4, AFTER)),
     (FIFO, SweepFault(TRIAL, "trial begun", 2, BEFORE)),
     (PBT, SweepFault(BROKER, "lane registered", 4, BEFORE)),
     (PBT, SweepFault(DRIVER, "exploit", 1, AFTER)),

@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from tltrain import stopping
 from tltrain.engine.alone import WorkerHungError
 from tltrain.engine.cluster import connected, wait_for_room, wait_for_room_again
+from tltrain.engine.left_on_nodes import delete_on_nodes
 from tltrain.engine.line import Line, NoRoomError, has_no_room, have_places
 from tltrain.engine.plan import Request
 from tltrain.engine.preflight import preflight
@@ -58,6 +59,8 @@ def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, An
             run.update(attempts=attempts if line.is_waiting else attempts + 1, workers=request.max_workers)
             try:
                 summary = _attempt(spec, run, request, poll, line)
+                if failures:
+                    delete_on_nodes(run)
                 run.folder.delete(RAY_FOLDER)
                 return summary
             except GROUP_FAILURES as error:  # Ray's own errors as well: its controller is lost with its node

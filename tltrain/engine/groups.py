@@ -67,6 +67,8 @@ class WorkerGroups:
         self._waiting, self._ended = threading.Lock(), threading.Event()
         self._counting, self._places = threading.Lock(), threading.Semaphore(count)
         self._line, self._has_waited = Line(spec.resources, request, run), threading.Event()
+        self.has_failed = False
+        """Whether a group has ended otherwise than by having nothing more to do."""
         self._told: set[int] = set()
         """Groups of which it has been said that they wait for room."""
 
@@ -137,6 +139,7 @@ class WorkerGroups:
             try:
                 return self._run_workers(index, f"group-{index}-{failures}-{time.time_ns()}")
             except GROUP_FAILURES as error:
+                self.has_failed = True
                 if has_no_room(unwrap(error)):
                     self._leave_to_others(index)
                 elif self._has_fewer_lanes(error):

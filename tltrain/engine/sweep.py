@@ -18,6 +18,7 @@ from tltrain.engine.broker_actor import start_broker
 from tltrain.engine.cluster import connected, live_nodes, wait_for_room, wait_for_room_again
 from tltrain.engine.fit import RAY_FOLDER, retry_or_raise
 from tltrain.engine.groups import WorkerGroups
+from tltrain.engine.left_on_nodes import delete_on_nodes
 from tltrain.engine.plan import Request, capacity
 from tltrain.engine.preflight import preflight
 from tltrain.engine.schedulers import run_ahead
@@ -71,6 +72,8 @@ def sweep(
             driver = _Driver(spec, run, record, request, num_groups, shares, poll, () if failures else started)
             try:
                 summary = driver.run()
+                if failures or driver.has_lost_groups():
+                    delete_on_nodes(run)
                 run.folder.delete(RAY_FOLDER)
                 return summary
             except RayActorError as error:  # the broker's: a group's is dealt with where the group is watched
@@ -137,6 +140,10 @@ class _Driver:
         self._run.folder.delete(STATES_FOLDER)  # nobody saves any more, and nothing goes on from there
         self._write_measured(self._groups.measured())
         return summary
+
+    def has_lost_groups(self) -> bool:
+        """Whether a worker group has died, or ended by an error."""
+        return self._groups.has_failed
 
     def _write_measured(self, measured: Record) -> None:
         self._run.write_json("sharing.json", {**measured, "groups": self._num_groups})

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,13 +19,14 @@ from tltrain.scratch import own_folders
 
 _PREFIX = "tltrain-taps-"
 _USERS = ".users"
+_POLL_S = 0.05
 
 
 class NodeFolder:
     """A folder on this node's disk for the processes of one run; the last of them to close it removes it.
 
     A process that dies holds it no longer. What all of them leave behind by dying is found again by the next attempt,
-    or deleted by the first process of another run that comes to the node before it.
+    deleted at the end of the run, or by the first process of another run that comes to the node before it.
     """
 
     def __init__(self, run_uri: str) -> None:
@@ -63,10 +65,17 @@ class NodeFolder:
         _delete_unless_held(self.path, self._users)
 
 
-def delete_left_behind(run_uri: str) -> None:
-    """Delete the folder of a run that its processes have left by dying, unless others use it. Raises StorageError."""
-    if _path(run_uri).exists():
+def delete_left_behind(run_uri: str, wait_s: float = 0) -> None:
+    """Delete the folder of a run that its processes have left by dying, unless others use it. Raises StorageError.
+
+    wait_s: how long others may take to end.
+    """
+    until = time.monotonic() + wait_s
+    while _path(run_uri).exists():
         NodeFolder(run_uri).close()
+        if time.monotonic() >= until:
+            break
+        time.sleep(_POLL_S)
 
 
 def _path(run_uri: str) -> Path:

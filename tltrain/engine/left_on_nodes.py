@@ -1,0 +1,39 @@
+"""What workers that died have left on the disks of the nodes, deleted there once the run's workers have all ended."""
+
+from __future__ import annotations
+
+import logging
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tltrain.run_folder import RunFolder
+from tltrain.train.node_folder import delete_left_behind
+
+logger = logging.getLogger(__name__)
+
+DEATH_S = 10.0
+"""How long Ray may take to end processes that it was told to kill."""
+LIMIT_S = 30.0
+"""How long the nodes may take for all of it."""
+
+
+def delete_on_nodes(run: RunFolder, *, wait_s: float = DEATH_S) -> None:
+    """Delete the folder that the processes of `run` have shared on each node of the cluster, in a small task there.
+
+    No worker of the run may be about to start; those that were killed may take `wait_s` to be gone. A node that does
+    not answer is named in a warning; the next run that comes to it deletes what is there.
+    """
+    task = ray.remote(num_cpus=0, max_retries=0)(delete_left_behind)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    tasks = [task.options(scheduling_strategy=place).remote(run.uri, wait_s) for place in places]
+    ray.wait(tasks, num_returns=len(tasks), timeout=LIMIT_S)
+    for node, each in zip(nodes, tasks, strict=True):
+        try:
+            ray.get(each, timeout=0)
+        except RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            logger.warning("temporary files of the run may be left on node %s: %s", node["NodeManagerHostname"], reason)
+            ray.cancel(each, force=True)
