@@ -65,7 +65,7 @@ class NodeFolder:
         _delete_unless_held(self.path, self._users)
 
 
-def delete_left_behind(run_uri: str, wait_s: float = 0) -> None:
+def delete_left_behind(run_uri: str, wait_s: float) -> None:
     """Delete the folder of a run that its processes have left by dying, unless others use it. Raises StorageError.
 
     wait_s: how long others may take to end.

@@ -276,7 +276,7 @@ def open_folder(spec: Spec, run: RunFolder | None, group: Group, *, is_shared: b
         return None
     if spec.cache.budget_gb > 0 and (is_shared or (group.local_world_size > 1 and spec.cache.dir is None)):
         return NodeFolder(run.uri)
-    delete_left_behind(run.uri)
+    delete_left_behind(run.uri, wait_s=0)
     return None
 
 
