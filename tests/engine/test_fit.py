@@ -192,12 +192,15 @@ def test_the_driver_killed_and_started_again_ends_with_the_same_bits(tmp_path: P
     assert len(killed.metrics()) == 6
 
 
-def test_what_dying_workers_have_left_on_a_node_is_deleted_there(cluster: None, tmp_path: Path) -> None:
+def test_what_dying_workers_have_left_on_a_node_is_deleted_there(
+    cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = prepared(tiny_spec(tmp_path, name="left"))
     left = NodeFolder(run.uri)
     (left.path / "kept.arrow").write_bytes(b"kept")
     delete_on_nodes(run, wait_s=0)
     assert left.path.exists(), "somebody uses it"
+    assert "a process still uses them" in caplog.text
     dying = threading.Timer(1, os.close, [left._users])  # as the end of a process does
     dying.start()
     delete_on_nodes(run)

@@ -23,7 +23,7 @@ def delete_on_nodes(run: RunFolder, *, wait_s: float = DEATH_S) -> None:
     """Delete the folder that the processes of `run` have shared on each node of the cluster, in a small task there.
 
     No worker of the run may be about to start; those that were killed may take `wait_s` to be gone. A node that does
-    not answer is named in a warning; the next run that comes to it deletes what is there.
+    not answer, or where a process goes on, is named in a warning; the next run that comes to it deletes what is there.
     """
     task = ray.remote(num_cpus=0, max_retries=0)(delete_left_behind)
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -32,8 +32,9 @@ def delete_on_nodes(run: RunFolder, *, wait_s: float = DEATH_S) -> None:
     ray.wait(tasks, num_returns=len(tasks), timeout=LIMIT_S)
     for node, each in zip(nodes, tasks, strict=True):
         try:
-            ray.get(each, timeout=0)
+            reason = "" if ray.get(each, timeout=0) else "a process still uses them"
         except RayError as error:
             reason = str(error).strip().splitlines()[-1]
-            logger.warning("temporary files of the run may be left on node %s: %s", node["NodeManagerHostname"], reason)
             ray.cancel(each, force=True)
+        if reason:
+            logger.warning("temporary files of the run may be left on node %s: %s", node["NodeManagerHostname"], reason)

@@ -65,17 +65,18 @@ class NodeFolder:
         _delete_unless_held(self.path, self._users)
 
 
-def delete_left_behind(run_uri: str, wait_s: float) -> None:
+def delete_left_behind(run_uri: str, wait_s: float) -> bool:
     """Delete the folder of a run that its processes have left by dying, unless others use it. Raises StorageError.
 
-    wait_s: how long others may take to end.
+    wait_s: how long others may take to end. Return whether it is gone.
     """
     until = time.monotonic() + wait_s
     while _path(run_uri).exists():
         NodeFolder(run_uri).close()
         if time.monotonic() >= until:
-            break
+            return not _path(run_uri).exists()
         time.sleep(_POLL_S)
+    return True
 
 
 def _path(run_uri: str) -> Path:
