@@ -17,7 +17,11 @@ import pytest
 import ranks
 import ray
 from ray._private import state as ray_state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
+from ray.exceptions import RayActorError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from tiny import tiny_spec
 
@@ -26,6 +30,7 @@ from tltrain.engine.cluster import connected, live_nodes
 from tltrain.engine.fit import build_trainer, fit
 from tltrain.engine.left_on_nodes import delete_on_nodes
 from tltrain.engine.plan import make_request
+from tltrain.engine.reserved import placement_groups
 from tltrain.errors import DataError, ResourceError, RunError
 from tltrain.lease import LEASE_FILE, hold
 from tltrain.run_folder import RunFolder
@@ -232,6 +237,25 @@ def test_rays_cleaner_removes_what_a_dead_controller_had_reserved_and_ends_thoug
     while state_of(cleaner) != "DEAD":
         time.sleep(0.1)
     assert placement_group_table(reserved)["state"] == "REMOVED"
+
+
+def test_workers_that_die_just_when_they_begin_leave_nothing_reserved(cluster: None, tmp_path: Path) -> None:
+    """Ray Train's controller forgets such a group, and ends by itself."""
+
+    class Dies(WorkerGroupCallback):  # in here, so that Ray sends it as it stands
+        def after_worker_group_training_start(self, worker_group: Any) -> None:
+            raise RayActorError
+
+    request = make_request(ResourcesSpec(), live_nodes())
+    run = RunFolder.at(str(tmp_path), "r")
+    trainer = build_trainer(print, {"lease": {}}, tiny_spec(tmp_path), run, request, name="begin")
+    trainer.run_config.callbacks = [Dies()]  # pyright: ignore[reportAttributeAccessIssue]
+    before = {group.placement_group_id for group in placement_groups()}
+    with pytest.raises(TrainingFailedError, match="actor experienced an error"):
+        trainer.fit()
+    made = [group for group in placement_groups() if group.placement_group_id not in before]
+    assert len(made) == 1
+    assert made[0].state == PlacementGroupTableData.REMOVED
 
 
 @ray.remote(num_cpus=0)

@@ -62,6 +62,7 @@ TRIAL_PLACES = {
     "trial cloned": "tltrain.engine.trial:LaneTrial.load_checkpoint",
 }
 WORKER_PLACES = {
+    "training begun": "ray.train.v2._internal.execution.worker_group.thread_runner:ThreadRunner.run",
     "wait for work": "tltrain.engine.lane_worker:ray.wait",
     "lane built": "tltrain.train.lane_group:LaneGroup.add",
     "state loaded": "tltrain.train.lane_group:LaneGroup._load",

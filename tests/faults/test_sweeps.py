@@ -50,6 +50,7 @@ NAMED = [
     (FIFO, SweepFault(DRIVER, "page", 1, BEFORE)),
     (FIFO, SweepFault(WORKER, "file rename", 5, BEFORE)),
     (RANKS, SweepFault(WORKER, "wait for work", 4, AFTER)),
+    (RANKS, SweepFault(WORKER, "training begun", 1, BEFORE)),
     (FIFO, SweepFault(TRIAL, "trial begun", 2, BEFORE)),
     (PBT, SweepFault(BROKER, "lane registered", 4, BEFORE)),
     (PBT, SweepFault(DRIVER, "exploit", 1, AFTER)),

@@ -2,8 +2,9 @@
 
 It is an actor that outlives the controller, removes what that had reserved, and ends. Ray asks it to watch with a call
 of its own, which never comes where the driver dies while the actor's process still starts; it asks the dashboard about
-the controller, which never answers on a cluster that has none; and it hears of what is reserved only once all workers
-run. What a controller had reserved before stayed so, and no other group of workers found room.
+the controller, which never answers on a cluster that has none; it hears of what is reserved only once all workers run;
+and it ends without a look where a controller ends by itself, which forgets a group whose workers die just when they
+begin to train. What was reserved stayed so, and no other group of workers found room.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ class PlacementGroupCleaner(placement_group_cleaner.PlacementGroupCleaner):
         super().__init__(**options)
         placement_group_cleaner.is_actor_alive = _is_actor_alive  # pyright: ignore[reportPrivateImportUsage]
         self.start_monitoring()
+
+    def stop(self) -> None:
+        """End, as the controller asks for when it has shut its workers down; what it has forgotten is removed first."""
+        self._stop_monitor_thread()
+        self._cleanup_placement_group(None)
+        super().stop()
 
     def _cleanup_placement_group(self, placement_group: PlacementGroup | None) -> None:
         """Remove all that the controller has made, whether it has told of it or not."""
