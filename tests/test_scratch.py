@@ -75,14 +75,16 @@ def test_what_a_killed_process_left_goes_also_where_no_other_is_made(temporary: 
         assert (used.exists(), left.exists()) == (True, False)
 
 
-def test_empty_folders_that_a_late_process_made_anew_go_and_those_that_are_new_or_hold_a_file_stay(
+def test_empty_folders_that_a_late_process_made_anew_go_and_those_that_are_just_made_or_hold_a_file_stay(
     temporary: Path,
 ) -> None:
-    for name in ("anew", "just-made", "with-a-file"):
+    for name in ("anew", "with-a-file"):
         (temporary / f"{PREFIX}{name}" / "ray" / "logs").mkdir(parents=True)
     (temporary / f"{PREFIX}anew" / "ray" / "latest").symlink_to(temporary)
     (temporary / f"{PREFIX}with-a-file" / "ray" / "log.txt").touch()
-    for name in ("anew", "with-a-file"):
+    for name in ("just-made", "never-used"):
+        (temporary / f"{PREFIX}{name}").mkdir()
+    for name in ("with-a-file", "never-used"):
         os.utime(temporary / f"{PREFIX}{name}", (0, 0))
     with scratch_folder(PREFIX):
         pass

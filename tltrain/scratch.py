@@ -17,8 +17,7 @@ RAY, TUNE, TENSORBOARD = "tltrain-ray-", "tltrain-tune-", "tltrain-tensorboard-"
 """Prefixes of what a run makes."""
 _HELD = ".held"
 _UNHELD_S = 10.0
-"""Age from which empty folders without a lock are nobody's: a process of Ray's that was just starting, while those of
-before were deleted, has made them anew."""
+"""Age from which an empty folder without a lock is nobody's, and its lock is not still to come."""
 _SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 """Bytes that the path of a socket may have."""
 _RANDOM = 8
@@ -99,7 +98,12 @@ def _delete_if_abandoned(folder: Path) -> None:
 
 
 def _delete_if_empty(folder: Path) -> None:
-    """Delete a folder that is not new and has nothing but folders and links in it."""
-    is_old = time.time() - folder.stat().st_mtime > _UNHELD_S
-    if is_old and all(Path(at, name).is_symlink() for at, _, names in os.walk(folder) for name in names):
+    """Delete a folder without a lock that has nothing but folders and links in it.
+
+    Workers of Ray's that were just starting when their driver was killed make them anew, some seconds after those of
+    before were deleted. One that is used has its lock before anything else is in it.
+    """
+    if not os.listdir(folder) and time.time() - folder.stat().st_mtime < _UNHELD_S:
+        return
+    if all(Path(at, name).is_symlink() for at, _, names in os.walk(folder) for name in names):
         shutil.rmtree(folder, ignore_errors=True)
