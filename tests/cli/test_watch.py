@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def watching(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
+
+
+def between_looks(monkeypatch: pytest.MonkeyPatch, *events: Callable[[], None]) -> None:
+    """Have one thing after another happen after each look, where watching else waits."""
+    coming = iter(events)
+    monkeypatch.setattr(watch._Patience, "wait", lambda _: next(coming)())
 
 
 def test_a_run_that_somebody_else_trains_is_followed_to_its_end(
@@ -196,16 +203,9 @@ def test_a_storage_is_watched_until_nothing_runs_in_it(
     storage = tmp_path / "runs"
     finish(begin(str(storage), "old"))
     new = begin(str(storage), "new")
-
-    def train() -> None:
-        time.sleep(0.3)
-        finish(new)
-
+    between_looks(monkeypatch, lambda: finish(new))
     with hold(new.folder):
-        trainer = threading.Thread(target=train)
-        trainer.start()
         assert watching(monkeypatch, str(storage)) == 0
-        trainer.join()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["name", "new", "old"]
     assert "new  finished" in lines
@@ -220,18 +220,9 @@ def test_json_is_a_line_for_each_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begin(str(tmp_path), "x")
-
-    def train() -> None:
-        with hold(run.folder):
-            time.sleep(0.2)
-            run.record_metrics([row("lane-0", 1)])
-            time.sleep(0.2)
-            finish(run)
-
-    trainer = threading.Thread(target=train)
-    trainer.start()
-    assert watching(monkeypatch, run.uri, "--json") == 0
-    trainer.join()
+    between_looks(monkeypatch, lambda: run.record_metrics([row("lane-0", 1)]), lambda: None, lambda: finish(run))
+    with hold(run.folder):
+        assert watching(monkeypatch, run.uri, "--json") == 0
     seen = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["state"] for each in seen] == ["running", "running", "finished"]
     assert [each["last_epoch"] and each["last_epoch"]["epoch"] for each in seen] == [None, 1, 1]
@@ -241,13 +232,13 @@ class Silent:
     """A storage that does not answer for a while, and then shows the end."""
 
     def __init__(self, failures: int) -> None:
-        self.failures, self.looks_at = failures, list[float]()
+        self.failures, self.looks = failures, 0
 
     def look(self) -> Any:
         from tltrain.cli.watching import View
 
-        self.looks_at.append(time.monotonic())
-        if len(self.looks_at) <= self.failures:
+        self.looks += 1
+        if self.looks <= self.failures:
             raise StorageError("no answer")
         return View([], [], None, {}, ending=["the end"])
 
@@ -257,13 +248,14 @@ def test_a_storage_that_does_not_answer_is_asked_less_and_less_often_and_named_o
 ) -> None:
     from tltrain.cli import watching as views
 
-    silent = Silent(4)
+    silent, waits = Silent(4), list[float]()
     monkeypatch.setattr(views, "make_watcher", lambda _: silent)
+    monkeypatch.setattr(watch.time, "sleep", waits.append)
     assert watching(monkeypatch, "s3://bucket/runs") == 0
     out, err = capsys.readouterr()
     assert out == "the end\n"
     assert err.count("no answer") == 1
-    waits = [after - before for before, after in zip(silent.looks_at, silent.looks_at[1:], strict=False)]
+    assert len(waits) == 4
     assert waits == sorted(waits)
     assert waits[-1] > 2 * waits[0]
 
