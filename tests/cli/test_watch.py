@@ -250,7 +250,7 @@ def test_a_storage_that_does_not_answer_is_asked_less_and_less_often_and_named_o
 
     silent, waits = Silent(4), list[float]()
     monkeypatch.setattr(views, "make_watcher", lambda _: silent)
-    monkeypatch.setattr(watch.time, "sleep", waits.append)
+    monkeypatch.setattr(watch._Patience, "wait", lambda patience: waits.append(patience._interval_s))
     assert watching(monkeypatch, "s3://bucket/runs") == 0
     out, err = capsys.readouterr()
     assert out == "the end\n"
