@@ -24,7 +24,7 @@ from tltrain.output import Output
 from tltrain.progress import PROGRESS_FOLDER
 from tltrain.report import lines
 from tltrain.run_folder import Result, RunFolder
-from tltrain.scratch import RAY, TENSORBOARD, TUNE, delete_abandoned
+from tltrain.scratch import LOADER, RAY, TENSORBOARD, TUNE, delete_abandoned
 from tltrain.settle import settled_here, settled_locally, settled_on_ray
 from tltrain.spec.load import LoadedSpec, load_spec
 from tltrain.spec.schema import Spec
@@ -196,7 +196,7 @@ def _tell_finished(run: RunFolder, output: Output) -> int:
 
     if not run.folder.exists(REPORT_FILE):  # its process ended before it was written
         write_report(run)
-    for prefix in (RAY, TUNE, TENSORBOARD):  # of a process that was killed at its very end; nothing makes new ones now
+    for prefix in (RAY, TUNE, TENSORBOARD, LOADER):  # of a process killed at its very end; nothing makes new ones now
         delete_abandoned(prefix)
     output.tell(f"Run {run.name} is finished already; nothing was trained.")
     return _print_result(run, output)

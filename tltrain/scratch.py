@@ -1,8 +1,9 @@
-"""Folders for the length of a `with` block; those of a process that was killed go when the next are made."""
+"""Folders for the length of a `with` block or of a process; those of one that was killed go when the next are made."""
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import os
 import shutil
@@ -11,9 +12,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.util import Finalize
 from pathlib import Path
 
-RAY, TUNE, TENSORBOARD = "tltrain-ray-", "tltrain-tune-", "tltrain-tensorboard-"
+RAY, TUNE, TENSORBOARD, LOADER = "tltrain-ray-", "tltrain-tune-", "tltrain-tensorboard-", "tltrain-loader-"
 """Prefixes of what a run makes."""
 _HELD = ".held"
 _UNHELD_S = 10.0
@@ -23,6 +25,8 @@ _SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 _RANDOM = 8
 """Letters that `tempfile` adds to a name."""
 _SHORT = "/tmp"
+_LAST = -1000
+"""Priority of what is done when a process ends, after all that `multiprocessing` does then."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +39,30 @@ def scratch_folder(prefix: str, *, sockets: str = "") -> Iterator[str]:
     path below the folder that a socket will have; where TMPDIR is too long for it, the folder is in /tmp, and the log
     says so.
     """
-    parent = _parent(len(f"/{prefix}") + _RANDOM + len(f"/{sockets}")) if sockets else tempfile.gettempdir()
+    parent = _parent(prefix, sockets)
     delete_abandoned(prefix, parent)
     try:
         with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
-            held = os.open(Path(folder, _HELD), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            fcntl.flock(held, fcntl.LOCK_EX)  # ends with the process, however that ends
+            held = _hold(folder)
             try:
                 yield folder
             finally:
                 os.close(held)
     finally:
         delete_abandoned(prefix, parent)
+
+
+def folder_of_process(prefix: str, *, sockets: str = "") -> str:
+    """Return a new folder as `scratch_folder` makes it, which is deleted when this process ends.
+
+    What `multiprocessing` makes in it may stay there until then: it is the last to go.
+    """
+    parent = _parent(prefix, sockets)
+    delete_abandoned(prefix, parent)
+    folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
+    _hold(folder)
+    Finalize(None, shutil.rmtree, (folder, True), exitpriority=_LAST)
+    return folder
 
 
 def delete_abandoned(prefix: str, parent: str = "") -> None:
@@ -69,13 +85,26 @@ def own_folders(parent: str | Path, prefix: str) -> Iterator[Path]:
                     yield Path(entry.path)
 
 
-def _parent(needed: int) -> str:
-    """Return the folder for temporary files, or a shorter one where `needed` more bytes would be too many."""
+def _hold(folder: str) -> int:
+    """Lock a new folder: it is in use until the descriptor is closed, or the process has ended, however it ends."""
+    held = os.open(Path(folder, _HELD), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    return held
+
+
+def _parent(prefix: str, sockets: str) -> str:
+    """Return the folder for temporary files, or a shorter one where the path of a socket would be too long in it."""
     usual = tempfile.gettempdir()
-    if len(os.fsencode(usual)) + needed <= _SOCKET_PATH or not os.access(_SHORT, os.W_OK):
+    needed = len(f"/{prefix}") + _RANDOM + len(f"/{sockets}")
+    if not sockets or len(os.fsencode(usual)) + needed <= _SOCKET_PATH or not os.access(_SHORT, os.W_OK):
         return usual
-    logger.info("%s is too long for the paths of Ray's sockets; they are in %s", usual, _SHORT)
+    _tell_of_short(usual)
     return _SHORT
+
+
+@functools.cache
+def _tell_of_short(usual: str) -> None:
+    logger.info("%s is too long for the paths of sockets; they are in %s", usual, _SHORT)
 
 
 def _delete_if_abandoned(folder: Path) -> None:

@@ -249,8 +249,8 @@ class Parents(list):
         return "libtorch" in Path(f"/proc/{os.getppid()}/maps").read_text()
 
 if __name__ == "__main__":
-    from tltrain.data.loader import open_loader
-    print(*open_loader(Parents(), [0, 0], False, seed=0, num_workers=2, pin_memory=False))
+    from tltrain.data.loader_processes import loaded
+    print(*loaded(Parents(), [0, 0], False, seed=0, num_workers=2, pin_memory=False))
 """
 
 

@@ -1,9 +1,13 @@
-"""Loader processes and the memory they share with training: fewer where it is scarce, and their death is named."""
+"""Loader processes: as many as memory is enough for, nothing of them is left behind, and their death is named."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import pytest
 from tltrain.data import loader_processes
 from tltrain.data.loader_processes import cut_connections_named, dead_loaders_named, within_shared_memory
 from tltrain.errors import LostError
+from tltrain.scratch import LOADER
 
 BATCH = 100_000
 
@@ -85,3 +90,43 @@ def test_a_connection_that_breaks_as_a_stopped_process_is_ended_says_so(monkeypa
 def test_what_a_loader_process_stumbled_over_itself_passes() -> None:
     with pytest.raises(ConnectionResetError), cut_connections_named([7]):
         raise ConnectionResetError("Caught ConnectionResetError in DataLoader worker process 0.")
+
+
+PROGRAM = """
+import os, signal, sys
+import torch
+from tltrain.data.loader_processes import loaded
+from tltrain.errors import LostError
+
+class Images(list):
+    def __getitem__(self, _):
+        return torch.zeros(8)
+
+if __name__ == "__main__":
+    how, fork_safe = sys.argv[1], sys.argv[2] == "fork"
+    batches = loaded(Images(), [0] * 20, fork_safe, seed=0, num_workers=2, pin_memory=False)
+    try:
+        for number, _ in enumerate(batches):
+            if number == 3 and how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if number == 3 and how == "loader killed":
+                os.kill(batches.gi_yieldfrom._workers[0].pid, signal.SIGKILL)
+    except (RuntimeError, LostError):
+        print("lost", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_nothing_of_loader_processes_is_left_among_temporary_files(tmp_path: Path, start_method: str) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def left_by(how: str, temporary: str) -> tuple[list[str], str]:
+        command = [sys.executable, str(tmp_path / "program.py"), how, start_method]
+        environment = os.environ | {"TMPDIR": temporary}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return [name for name in os.listdir(temporary) if name.startswith(("pymp-", LOADER))], ended.stderr
+
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as temporary:  # short enough for sockets
+        assert left_by("killed", temporary)[0], "until the next one comes"
+        assert left_by("to the end", temporary) == ([], "")
+        assert left_by("loader killed", temporary) == ([], "lost\n")

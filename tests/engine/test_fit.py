@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from tltrain.engine.reserved import placement_groups
 from tltrain.errors import DataError, ResourceError, RunError
 from tltrain.lease import LEASE_FILE, hold
 from tltrain.run_folder import RunFolder
+from tltrain.scratch import LOADER
 from tltrain.spec.load import dump_yaml
 from tltrain.spec.schema import ResourcesSpec, Spec
 from tltrain.train.distributed import Group
@@ -208,9 +210,13 @@ def test_what_dying_workers_have_left_on_a_node_is_deleted_there(
     assert "a process still uses them" in caplog.text
     dying = threading.Timer(1, os.close, [left._users])  # as the end of a process does
     dying.start()
+    sockets = Path(tempfile.mkdtemp(prefix=LOADER))
+    (sockets / ".held").touch()
+    (sockets / "pymp-1").mkdir()
     delete_on_nodes(run)
     dying.join()
     assert not left.path.exists()
+    assert not sockets.exists()
 
 
 def test_rays_cleaner_removes_what_a_dead_controller_had_reserved_and_ends_though_nobody_has_told_it_anything(

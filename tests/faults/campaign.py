@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import sys
 import tempfile
@@ -133,6 +134,7 @@ def broken_run(
         ranks.run(setting.world_size, resume or train, spec)
     outcome.recovery_s = time.monotonic() - began
     outcome.problems += [*_differences(clean, spec, fault), *_processes_left()]
+    outcome.problems += [f"{name} is left among temporary files" for name in os.listdir(_temporary(spec))]
     return outcome
 
 
@@ -141,7 +143,15 @@ def _spec(setting: Setting, folder: Path, name: str) -> Spec:
     return tiny_spec(folder, changes, name="run")
 
 
+def _temporary(spec: Spec) -> Path:
+    """The folder for temporary files of a run's processes."""
+    return Path(spec.storage) / "t"
+
+
 def train(group: Group, spec: Spec) -> None:
+    folder = _temporary(spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(folder)
     fine_tune(spec, RunFolder.at(spec.storage, spec.name), group)
 
 
@@ -199,7 +209,7 @@ def run_campaign(num_faults: int, seed: int, record: Path | None = None) -> list
     """Break every setting in turn until `num_faults` faults have happened; those in `record` have happened before."""
     chance = random.Random(seed)
     outcomes: dict[int, Outcome] = kept(record, Outcome, Fault)
-    with tempfile.TemporaryDirectory(prefix="tltrain-faults-") as folder:
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         cleans = [clean_run(setting, Path(folder) / str(index)) for index, setting in enumerate(SETTINGS)]
         for number in range(num_faults):
             index = number % len(SETTINGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,19 @@ def test_a_group_tells_what_its_lanes_shared(tmp_path: Path) -> None:
     assert {(start, stop) for start, stop, _, images in bench["computed"] if images} >= {(-1, 3), (3, deepest)}
     assert measured["seconds"].keys() >= {"decode", "prefix", "lanes", "validation", "waiting", "other"}
     assert all(seconds >= 0 for seconds in measured["seconds"].values())
+
+
+def loader_processes_after_each_epoch(group: Group, spec: Spec) -> list[int]:
+    lanes = LaneGroup(spec, RunFolder.at(spec.storage, "sweep"), group, index=0, passes=spec.train.epochs)
+    lanes.add("lane", spec, None)
+    counts = []
+    for epoch in range(spec.train.epochs):
+        lanes.train_epoch(["lane"], epoch)
+        counts.append(len(multiprocessing.active_children()))
+    lanes.close()
+    return counts
+
+
+def test_loader_processes_end_with_the_last_epoch_of_the_lanes(tmp_path: Path) -> None:
+    changes = {"data.num_loader_workers": 1, "data.augment": "basic", "train.epochs": 2}
+    assert loader_processes_after_each_epoch(ALONE, tiny_spec(tmp_path, changes)) == [1, 0]

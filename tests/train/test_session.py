@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from tltrain.errors import DataError, DivergedError
 from tltrain.models.zoo import load_trained
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
+from tltrain.train import session
 from tltrain.train.distributed import Group
+from tltrain.train.finish import finish_lane
 from tltrain.train.lane import Lane
 from tltrain.train.session import Session, fine_tune
 from tltrain.train.workbench import class_weights, fingerprint
@@ -172,6 +175,24 @@ def test_early_stopping_ends_the_run_and_the_best_epoch_is_evaluated(tmp_path: P
     assert len(table) == 3
     best = min(table, key=lambda row: row["val_loss"])
     assert summary["best"]["epoch"] == best["epoch"]
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_loader_processes_of_training_have_ended_before_the_model_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int | None
+) -> None:
+    stopping = {"train.early_stopping": {"patience": patience, "min_delta": 0.9}} if patience else {}
+    running: list[int] = []
+
+    def counted(*arguments: Any) -> dict[str, Any]:
+        running.append(len(multiprocessing.active_children()))
+        return finish_lane(*arguments)
+
+    monkeypatch.setattr(session, "finish_lane", counted)
+    changes = {"data.num_loader_workers": 1, "data.augment": "basic", "train.epochs": 3, **stopping}
+    run, _ = train(tiny_spec(tmp_path, changes))
+    assert len(run.metrics()) == (2 if patience else 3)
+    assert running == [0]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_rate(tmp_path: Path) -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import multiprocessing
-import os
-import select
-import signal
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tltrain.data.base import Split
 from tltrain.data.decode import decode
 from tltrain.data.decoded import DecodedImages, is_deterministic
-from tltrain.data.loader_processes import cut_connections_named, stopped_loaders_ended
+from tltrain.data.loader_processes import loaded
 from tltrain.data.mixing import Mixing, draw, mix
 from tltrain.data.order import eval_positions, global_order, rank_positions, sample_seed, steps_per_epoch
 from tltrain.data.preprocessing import Preprocessing
@@ -38,8 +31,6 @@ __all__ = [
 MAX_AUTO_WORKERS = 8
 _AUGMENT, _MIX = 0, 1
 _SHOWN = 10
-_IMPORTED_ONCE = ["__main__", __name__]
-"""What a fork server imports before it makes loader processes, which would each import torch anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +193,7 @@ def train_batches(
     pin_memory: bool,
     decoded: DecodedImages | None = None,
     views: int | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield this rank's batches from (start_epoch, start_step) to the end of epoch num_epochs - 1.
 
     batch_size: images per step over all ranks. One set of loader processes serves all epochs, and reads ahead
@@ -282,67 +273,15 @@ def _batches(
     seed: int,
     num_workers: int,
     pin_memory: bool,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     marked = requests if decoded is None else _marked(requests, decoded)
     fork_safe = split.source.fork_safe
-    loader = open_loader(reader, marked, fork_safe, seed=seed, num_workers=num_workers, pin_memory=pin_memory)
-    for batch in watched(loader):
+    for batch in loaded(reader, marked, fork_safe, seed=seed, num_workers=num_workers, pin_memory=pin_memory):
         if isinstance(batch, DataError):
             raise batch
         if decoded is not None:
             decoded.filled[batch.ids.numpy()] = True
         yield batch
-
-
-def watched(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield what a loader gives, and end its processes that are stopped. Raises LostError where one is cut off."""
-    batches = iter(loader)
-    pids = [process.pid for process in getattr(batches, "_workers", ())]
-    with cut_connections_named(pids) if pids else contextlib.nullcontext(), stopped_loaders_ended(pids):
-        yield from batches
-
-
-def open_loader(
-    reader: Dataset[Any], requests: Iterable[Any], fork_safe: bool, *, seed: int, num_workers: int, pin_memory: bool
-) -> DataLoader[Any]:
-    """Return a loader of what `reader[request]` gives for each request, in their order.
-
-    Its processes end with this one, however it ends.
-    """
-    if num_workers:
-        multiprocessing.set_forkserver_preload(_IMPORTED_ONCE)  # has no effect on a server that runs already
-    return DataLoader(
-        reader,
-        sampler=requests,
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        multiprocessing_context=None if fork_safe or not num_workers else "forkserver",
-        generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=functools.partial(_end_with, os.getpid()),
-    )
-
-
-def _end_with(owner_pid: int, _worker: int) -> None:
-    """End this loader process as soon as the training process is gone.
-
-    torch watches the parent alone, and the parent of a process made by a fork server is the server, which in turn
-    stays as long as it has children: a training process that is killed would leave its loaders behind for ever.
-    Ctrl-C, which a terminal sends to all processes, is for that one to follow, which still needs its loaders.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(os, "pidfd_open"):
-        return
-    try:
-        owner = os.pidfd_open(owner_pid)
-    except ProcessLookupError:
-        os._exit(1)
-
-    def watch() -> None:
-        select.select([owner], [], [])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="end-with-owner", daemon=True).start()
 
 
 def _marked(requests: Iterable[_Request], decoded: DecodedImages) -> Iterator[_Request]:

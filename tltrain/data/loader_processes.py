@@ -1,25 +1,39 @@
-"""Loader processes: for how many shared memory is enough, what the death of one says, the end of a stopped one."""
+"""Loader processes: for how many shared memory is enough, their start and end, what the death of one says."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import re
+import select
 import shutil
 import signal
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from tltrain.errors import LostError
+from tltrain.scratch import LOADER, folder_of_process, scratch_folder
 
 SHARED_MEMORY = Path("/dev/shm")
 BATCHES_OF_EACH = 3
 """Batches that each loader process has in shared memory: two that were asked for ahead, and one that is used."""
 LOOK_S, LOOKS = 5.0, 8
 """How often it is looked whether loader processes are stopped, and so many times in a row until one is ended."""
+_SOCKET = "pymp-12345678/listener-12345678"
+"""The longest path that `multiprocessing` gives a socket in a folder for temporary files."""
+_IMPORTED_ONCE = ["__main__", f"{__package__}.loader"]
+"""What a fork server imports before it makes loader processes, which would each import torch anew."""
 _CAUGHT = "Caught "
 _FULL = "The system does so when memory is full: lower data.num_loader_workers"
 _AGAIN = "The same command goes on where it was"
@@ -48,6 +62,69 @@ def within_shared_memory(num_workers: int, *, batch_bytes: int, processes: int =
             fitting, num_workers, SHARED_MEMORY, free / 2**20, BATCHES_OF_EACH * batch_bytes / 2**20,
         )  # fmt: skip
     return fitting
+
+
+def loaded(
+    reader: Dataset[Any], requests: Iterable[Any], fork_safe: bool, *, seed: int, num_workers: int, pin_memory: bool
+) -> Iterator[Any]:
+    """Yield what `reader[request]` gives for each request, in their order, from `num_workers` loader processes or none.
+
+    The processes end with the iterator and with this process, however that ends; those that are stopped are ended.
+    Raises LostError where one is cut off.
+    """
+    random = torch.Generator().manual_seed(seed)
+    settings = {"sampler": requests, "batch_size": None, "pin_memory": pin_memory, "generator": random}
+    if not num_workers:
+        yield from DataLoader(reader, **settings)
+        return
+    method = multiprocessing.get_start_method() if fork_safe else "forkserver"
+    if method == "forkserver":
+        _start_fork_server(os.getpid())
+    with scratch_folder(LOADER, sockets=_SOCKET) as folder:
+        begin = functools.partial(_begin, os.getpid(), folder)
+        own = {"num_workers": num_workers, "multiprocessing_context": method, "worker_init_fn": begin}
+        batches: Any = iter(DataLoader(reader, **settings, **own))
+        pids = [process.pid for process in batches._workers]
+        try:
+            with cut_connections_named(pids), stopped_loaders_ended(pids):
+                yield from batches
+        finally:
+            batches._shutdown_workers()  # now: an error would keep them, by its traceback, longer than their folder
+
+
+@functools.cache
+def _start_fork_server(_pid: int) -> None:
+    """Start the process that makes loader processes, once for each process, which has one folder for its sockets."""
+    multiprocessing.set_forkserver_preload(_IMPORTED_ONCE)  # has no effect on a server that runs already
+    before = tempfile.tempdir
+    tempfile.tempdir = folder_of_process(LOADER, sockets=_SOCKET)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        tempfile.tempdir = before
+
+
+def _begin(owner_pid: int, folder: str, _worker: int) -> None:
+    """Have this loader process make its sockets in `folder`, and end it as soon as the training process is gone.
+
+    torch watches the parent alone, and the parent of a process made by a fork server is the server, which in turn
+    stays as long as it has children: a training process that is killed would leave its loaders behind for ever.
+    Ctrl-C, which a terminal sends to all processes, is for that one to follow, which still needs its loaders.
+    """
+    tempfile.tempdir = folder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(os, "pidfd_open"):
+        return
+    try:
+        owner = os.pidfd_open(owner_pid)
+    except ProcessLookupError:
+        os._exit(1)
+
+    def watch() -> None:
+        select.select([owner], [], [])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-owner", daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tltrain.run_folder import RunFolder
+from tltrain.scratch import LOADER, delete_abandoned
 from tltrain.train.node_folder import delete_left_behind
 
 logger = logging.getLogger(__name__)
@@ -20,12 +21,14 @@ LIMIT_S = 30.0
 
 
 def delete_on_nodes(run: RunFolder, *, wait_s: float = DEATH_S) -> None:
-    """Delete the folder that the processes of `run` have shared on each node of the cluster, in a small task there.
+    """Delete what the processes of `run` have left on each node of the cluster, in a small task there.
+
+    That is the folder that they have shared, and those for the sockets of their loaders.
 
     No worker of the run may be about to start; those that were killed may take `wait_s` to be gone. A node that does
     not answer, or where a process goes on, is named in a warning; the next run that comes to it deletes what is there.
     """
-    task = ray.remote(num_cpus=0, max_retries=0)(delete_left_behind)
+    task = ray.remote(num_cpus=0, max_retries=0)(_delete_here)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     tasks = [task.options(scheduling_strategy=place).remote(run.uri, wait_s) for place in places]
@@ -38,3 +41,9 @@ def delete_on_nodes(run: RunFolder, *, wait_s: float = DEATH_S) -> None:
             ray.cancel(each, force=True)
         if reason:
             logger.warning("temporary files of the run may be left on node %s: %s", node["NodeManagerHostname"], reason)
+
+
+def _delete_here(run_uri: str, wait_s: float) -> bool:
+    is_gone = delete_left_behind(run_uri, wait_s)
+    delete_abandoned(LOADER)
+    return is_gone

@@ -13,8 +13,7 @@ from torch.utils.data import Dataset
 
 from tltrain.data.base import Source
 from tltrain.data.decode import decode
-from tltrain.data.loader import open_loader, watched
-from tltrain.data.loader_processes import dead_loaders_named
+from tltrain.data.loader_processes import dead_loaders_named, loaded
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.data.transforms import evaluation_transform
 from tltrain.errors import DataError, Problem, StorageError
@@ -80,9 +79,9 @@ def decoded_batches(
     reader: Reader, requests: Iterable[np.ndarray], *, fork_safe: bool, num_workers: int, pin_memory: bool
 ) -> Iterator[Decoded]:
     """Yield the images of each of `requests`, positions int64 [b], in order. Raises StorageError and LostError."""
-    loader = open_loader(reader, requests, fork_safe, seed=0, num_workers=num_workers, pin_memory=pin_memory)
+    batches = loaded(reader, requests, fork_safe, seed=0, num_workers=num_workers, pin_memory=pin_memory)
     with dead_loaders_named():
-        for batch in watched(loader):
+        for batch in batches:
             if isinstance(batch, StorageError):
                 raise batch
             yield batch

@@ -143,6 +143,8 @@ class LaneGroup:
         longest = max(lane.clock.epochs for lane in lanes)
         batches = bench.epoch_batches(epoch, 0, depths, num_epochs=longest, seed=lanes[0].spec.seed)
         bench.cohort.train_epoch(lanes, epoch, batches, bench.kept_in(epoch, lanes[0].spec.seed), lambda _: None)
+        if epoch + 1 >= longest:
+            bench.end_stream()
         errors = self._diverged(lanes)
         healthy = [lane for lane in lanes if lane.name not in errors]
         rows = bench.cohort.end_epoch(healthy, epoch, bench.validation) if healthy else []

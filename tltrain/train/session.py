@@ -135,6 +135,7 @@ class Session:
             while epoch < self.clock.epochs and not self.lane.is_stopped:
                 self._train_epoch(epoch, step)
                 epoch, step = epoch + 1, 0
+            self.bench.end_stream()
             if self.group.is_first:
                 with self.bench.phases("checkpoint"):
                     self.checkpoints.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class Workbench:
         self._views = None if self._is_constant else spec.cache.views
         self._kept_train: dict[str, Kept] = {}
         self._kept_val = NothingKept() if self.splits.val is None else self._keep("val", self.splits.val, passes)
-        self._stream: Iterator[Batch] | None = None
+        self._stream: Generator[Batch, None, None] | None = None
         self._stream_at = (-1, -1, -1)
         wanted = resolve_loader_workers(
             spec.data.num_loader_workers,
@@ -115,7 +115,7 @@ class Workbench:
         """
         seed = self.spec.seed if seed is None else seed
         if can_do_without_images(depths, self.kept_in(epoch, seed)):
-            self._stream = None
+            self.end_stream()
             return bare_train_batches(
                 self.splits.train,
                 seed=seed,
@@ -126,6 +126,7 @@ class Workbench:
                 start_step=step,
             )
         if self._stream is None or self._stream_at != (seed, epoch, step):
+            self.end_stream()
             self._stream = self._load(epoch, step, num_epochs, seed)
         self._stream_at = (seed, epoch + 1, 0)
         return self._stream
@@ -144,7 +145,7 @@ class Workbench:
             self._kept_train[name] = self._keep(name, self.splits.train, passes)
         return self._kept_train[name]
 
-    def _load(self, epoch: int, step: int, num_epochs: int, seed: int) -> Iterator[Batch]:
+    def _load(self, epoch: int, step: int, num_epochs: int, seed: int) -> Generator[Batch, None, None]:
         return train_batches(
             self.splits.train,
             self.preprocessing,
@@ -258,8 +259,15 @@ class Workbench:
         state = self.network.module.state_dict()
         return fingerprint({name: tensor for name, tensor in state.items() if staged.stage_of(name) < depth})
 
+    def end_stream(self) -> None:
+        """End the loader processes of training; more batches of it start new ones."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
     def close(self) -> None:
         """End the use of what is kept; every rank calls it."""
+        self.end_stream()
         for _, kept in self._all_kept:
             kept.close()
         self.group.barrier()
