@@ -61,7 +61,12 @@ SETTINGS = (
         {"space": {RATE: {"loguniform": [1e-5, 0.2]}}, "search": "random", "num_trials": 4, "scheduler": "pbt"},
         {"train.epochs": 4, "model.freeze_depth": 0, "optim.schedule": "constant"},
     ),
-    Setting("fifo, two ranks", EXACT, {"space": GRID}, {"resources": {"num_workers": 2, "wait_s": 60}}),
+    Setting(
+        "fifo, two ranks",
+        EXACT,
+        {"space": GRID},
+        {"resources": {"num_workers": 2, "wait_s": 60}, "data.num_loader_workers": 1},
+    ),
     Setting("asha, own workers", ROWS, {"space": GRID, "scheduler": "asha", "isolation": "process"}),
 )
 
