@@ -24,7 +24,10 @@ WORDS = st.sampled_from([*MARKS, *(f"{key.rpartition('.')[2]}: " for key in all_
     max_size=6
 )
 TEXTS = st.lists(WORDS, max_size=16).map("".join)
-SPECS = TEXTS | TEXTS.map(HEAD.__add__) | st.text() | st.text().map(HEAD.__add__)
+VERSIONS = st.builds("%YAML {}.{}\n---\n".format, st.integers(0, 2), st.integers(0, 12))
+SPECS = (
+    TEXTS | TEXTS.map(HEAD.__add__) | st.text() | st.text().map(HEAD.__add__) | st.builds(str.__add__, VERSIONS, TEXTS)
+)
 SPEC_BYTES = SPECS.map(lambda text: text.encode("utf-8", "surrogatepass")) | st.binary(max_size=200)
 
 VALUES = st.recursive(

@@ -204,6 +204,16 @@ def test_every_launcher_file_starts_ray_with_the_clusters_token(
         assert "--dashboard-host=127.0.0.1" in head
 
 
+@pytest.mark.parametrize(
+    "text", ["%YAML 1.0\n---\n", "%YAML 1." + "9" * 5000 + "\n---\n", "{"], ids=["old", "long", "open"]
+)
+def test_a_launcher_file_that_cannot_be_read_says_so(text: str, tmp_path: Path) -> None:
+    (path := tmp_path / "cluster.yaml").write_text(f"{text}provider: {{type: aws}}\n", "utf-8")
+
+    with pytest.raises(SpecError, match=r"(?s)is not valid YAML: .*\. Correct it\."):
+        read_launcher_file(str(path))
+
+
 def test_launcher_files_install_what_tltrain_needs(project_dir: Path, launcher_files: dict[str, Path]) -> None:
     project = (project_dir / "pyproject.toml").read_text("utf-8").partition("dependencies = [")[2].partition("]\n")[0]
     needed = [line.strip(' ",').partition(">")[0].partition("[")[0] for line in project.splitlines() if line.strip()]

@@ -48,7 +48,7 @@ def read_launcher_file(path: str) -> dict[str, Any]:
     text = read_text(Path(path))
     try:
         values = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError, AssertionError) as error:  # the last two for odd %YAML lines
         raise SpecError(Problem(f"is not valid YAML: {error}", "Correct it", path)) from error
     if not isinstance(values, dict) or not isinstance(values.get("provider"), dict):
         raise SpecError(Problem("is no file of Ray's cluster launcher", "cluster/ray-up/ has examples", path))

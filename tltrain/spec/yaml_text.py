@@ -144,6 +144,18 @@ class _CoreResolver(VersionedResolver):
         return (1, 2)
 
 
+class _AnyVersion(YAML):
+    """Takes every %YAML 1.x line, where the library's own setter ends at 1.0 and 1.3 with an AssertionError."""
+
+    @property
+    def version(self) -> None:
+        return None
+
+    @version.setter
+    def version(self, val: Any) -> None:
+        """All versions are read as 1.2, see `_CoreResolver`."""
+
+
 class _OutOfBounds(Exception):
     def __init__(self, mark: Any, deep: bool) -> None:
         super().__init__()
@@ -151,7 +163,7 @@ class _OutOfBounds(Exception):
 
 
 def _compose(text: str, place: _Place) -> Node | None:
-    yaml = YAML(typ="safe", pure=True)
+    yaml = _AnyVersion(typ="safe", pure=True)
     yaml.Composer = _BoundedComposer
     yaml.Resolver = _CoreResolver
     try:
