@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tltrain import scratch
-from tltrain.scratch import delete_abandoned, scratch_folder
+from tltrain.scratch import delete_abandoned, folder_of_process, scratch_folder
 
 PREFIX = "scratch-"
 HOLD = f"""
@@ -65,6 +67,48 @@ def test_one_that_a_killed_process_left_goes_when_the_next_is_made_and_one_in_us
                 used.name,
                 Path(mine).name,
             }
+
+
+def make_for_this_process() -> str:
+    return folder_of_process(PREFIX)
+
+
+def make_for_a_block() -> str:
+    with scratch_folder(PREFIX) as folder:
+        assert Path(folder).is_dir()
+    return folder
+
+
+@pytest.mark.parametrize("make", [make_for_this_process, make_for_a_block])
+@pytest.mark.parametrize("is_made", [True, False], ids=["before it is locked", "before it has a lock"])
+def test_one_that_another_process_deletes_meanwhile_is_made_anew(
+    make: Callable[[], str], is_made: bool, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meant: list[Path] = []
+    lock, open_now = fcntl.flock, os.open
+
+    def meddle() -> None:
+        if not meant:
+            meant.extend(temporary.iterdir())
+            monkeypatch.setattr(scratch, "_UNHELD_S", -1.0)
+            delete_abandoned(PREFIX)
+
+    def late_lock(descriptor: int, how: int) -> None:
+        if is_made and how == fcntl.LOCK_EX:
+            meddle()
+        lock(descriptor, how)
+
+    def late_open(path: Path, flags: int, *mode: int, **at: Any) -> int:
+        if not is_made and flags & os.O_CREAT:
+            meddle()
+        return open_now(path, flags, *mode, **at)
+
+    monkeypatch.setattr(fcntl, "flock", late_lock)
+    monkeypatch.setattr(scratch.os, "open", late_open)
+    made = make()
+    assert len(meant) == 1
+    assert not meant[0].exists()
+    assert Path(made) != meant[0]
 
 
 def test_what_a_killed_process_left_goes_also_where_no_other_is_made(temporary: Path) -> None:

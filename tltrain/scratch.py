@@ -42,12 +42,16 @@ def scratch_folder(prefix: str, *, sockets: str = "") -> Iterator[str]:
     parent = _parent(prefix, sockets)
     delete_abandoned(prefix, parent)
     try:
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
-            held = _hold(folder)
-            try:
-                yield folder
-            finally:
-                os.close(held)
+        while True:
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
+                held = _hold(folder)
+                if held is None:
+                    continue
+                try:
+                    yield folder
+                finally:
+                    os.close(held)
+            return
     finally:
         delete_abandoned(prefix, parent)
 
@@ -59,8 +63,8 @@ def folder_of_process(prefix: str, *, sockets: str = "") -> str:
     """
     parent = _parent(prefix, sockets)
     delete_abandoned(prefix, parent)
-    folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
-    _hold(folder)
+    while _hold(folder := tempfile.mkdtemp(prefix=prefix, dir=parent)) is None:
+        pass
     Finalize(None, shutil.rmtree, (folder, True), exitpriority=_LAST)
     return folder
 
@@ -85,11 +89,21 @@ def own_folders(parent: str | Path, prefix: str) -> Iterator[Path]:
                     yield Path(entry.path)
 
 
-def _hold(folder: str) -> int:
-    """Lock a new folder: it is in use until the descriptor is closed, or the process has ended, however it ends."""
-    held = os.open(Path(folder, _HELD), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    fcntl.flock(held, fcntl.LOCK_EX)
-    return held
+def _hold(folder: str) -> int | None:
+    """Lock a new folder: it is in use until the descriptor is closed, or the process has ended, however it ends.
+
+    Returns None where another process has come before the lock, found a folder that nobody held, and deleted it.
+    """
+    lock = Path(folder, _HELD)
+    try:
+        held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(held, fcntl.LOCK_EX)  # who deletes has the lock until all is deleted
+    if lock.exists():
+        return held
+    os.close(held)
+    return None
 
 
 def _parent(prefix: str, sockets: str) -> str:

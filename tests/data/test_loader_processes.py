@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import Dataset
 
 from tltrain.data import loader_processes
-from tltrain.data.loader_processes import cut_connections_named, dead_loaders_named, within_shared_memory
+from tltrain.data.loader_processes import cut_connections_named, dead_loaders_named, loaded, within_shared_memory
 from tltrain.errors import LostError
 from tltrain.scratch import LOADER
 
@@ -114,6 +117,26 @@ if __name__ == "__main__":
     except (RuntimeError, LostError):
         print("lost", file=sys.stderr)
 """
+
+
+class Unsent(Dataset[torch.Tensor]):
+    """Its loader process loses the folder of its sockets while it makes a batch."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index:
+            assert tempfile.tempdir is not None
+            shutil.rmtree(tempfile.tempdir)
+        return torch.zeros(1)
+
+
+@pytest.mark.timeout(60)
+def test_a_loader_process_that_cannot_send_a_batch_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    batches = loaded(Unsent(), [1, 0], True, seed=0, num_workers=1, pin_memory=False)
+    with pytest.raises(LostError, match=r"the loader process .* has died"), dead_loaders_named():
+        list(batches)
 
 
 @pytest.mark.parametrize("start_method", ["fork", "forkserver"])

@@ -12,10 +12,13 @@ import re
 import select
 import shutil
 import signal
+import sys
 import tempfile
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +112,11 @@ def _begin(owner_pid: int, folder: str, _worker: int) -> None:
 
     torch watches the parent alone, and the parent of a process made by a fork server is the server, which in turn
     stays as long as it has children: a training process that is killed would leave its loaders behind for ever.
-    Ctrl-C, which a terminal sends to all processes, is for that one to follow, which still needs its loaders.
+    Ctrl-C, which a terminal sends to all processes, is for that one to follow, which still needs its loaders. A loader
+    process that cannot send a batch would be waited for without end: it ends instead.
     """
     tempfile.tempdir = folder
+    Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # pyright: ignore[reportAttributeAccessIssue]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(os, "pidfd_open"):
         return
@@ -125,6 +130,12 @@ def _begin(owner_pid: int, folder: str, _worker: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-owner", daemon=True).start()
+
+
+def _end_unsent(error: Exception, _batch: Any) -> None:
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 @contextlib.contextmanager
