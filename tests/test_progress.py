@@ -10,7 +10,7 @@ import pytest
 
 from tltrain import progress
 from tltrain.errors import RunError, StorageError
-from tltrain.progress import Bar, Meter, Pace, Progress, clock, read_progress, run_bar, sweep_bar
+from tltrain.progress import Bar, Meter, Pace, Progress, Wait, clock, read_progress, read_waits, run_bar, sweep_bar
 from tltrain.storage import Folder
 
 
@@ -55,6 +55,42 @@ def test_nothing_is_written_while_nothing_changes_or_by_ranks_that_count_for_nob
     assert read_progress(folder) == [first]
     meter.close()
     silent.close()
+
+
+def wait_for_waits(folder: Folder, what: list[str]) -> None:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if sorted(wait.what for wait in read_waits(folder)) == what:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{what} was never written")
+
+
+def test_what_any_rank_waits_for_is_read_by_others_until_it_is_over(tmp_path: Path) -> None:
+    folder = Folder.open(str(tmp_path))
+    first, second, other = (Meter(folder, name, rank=rank) for name, rank in (("0", 0), ("0", 1), ("1", 1)))
+    first.begin("training", 100)
+    first.waits("images", 500.0)
+    second.waits("pictures", 600.0)
+    other.waits("more", 700.0)
+    wait_for_waits(folder, ["images", "more", "pictures"])
+    assert read_waits(folder)[0] == Wait("images", 500.0)
+    assert len(read_progress(folder)) == 1, "what is waited for is no progress"
+    second.waits("", 0.0)
+    wait_for_waits(folder, ["images", "more"])
+    for meter in (first, second, other):
+        meter.close()
+    assert list((tmp_path / "progress").iterdir()) == []
+
+
+def test_what_a_group_that_was_killed_waited_for_is_forgotten_when_it_begins_again(tmp_path: Path) -> None:
+    folder = Folder.open(str(tmp_path))
+    for file in ("0.waits-1.json", "10.waits-1.json"):
+        folder.child("progress").write_bytes(file, json.dumps({"what": file, "until": 1.0}).encode())
+    meter = Meter(folder, "0")
+    meter.begin("training", 100)
+    wait_for_waits(folder, ["10.waits-1.json"])
+    meter.close()
 
 
 @pytest.mark.parametrize(("error", "goes_on"), [(StorageError("no answer"), True), (RunError("taken over"), False)])

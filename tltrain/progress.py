@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 from tltrain.errors import RunError, StorageError
 from tltrain.storage import Folder
@@ -22,6 +23,9 @@ WINDOW_S = 10.0
 """Seconds over which images per second are measured."""
 PACE_S = 60.0
 """Seconds over which it is measured how fast the whole goes on."""
+
+_WAIT = ".waits-"
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ class Progress:
     """All images of this phase."""
     images_per_s: float = 0.0
     updated_at: float = 0.0
+    limit_s: float = 0.0
+    """Seconds after which a rank that does not arrive ends the attempt; 0 for a group of one."""
 
     @property
     def share(self) -> float:
@@ -54,16 +60,29 @@ class Progress:
         return min(self.epochs, self.epoch - 1 + self.share) if self.phase == "training" else self.epoch
 
 
+@dataclass(frozen=True)
+class Wait:
+    """What a rank waits for, and until when (Unix time) at most."""
+
+    what: str
+    until: float
+
+
 class Meter:
     """Counts images; a thread of its own writes the count, so that the loop that counts never waits.
 
-    folder: of the run; None counts for nobody, as on all ranks but the first. name: of the worker group.
+    folder: of the run; None counts for nobody. name: of the worker group. rank: the first alone writes the count, the
+    others only what they wait for. limit_s: as in `Progress`.
     """
 
-    def __init__(self, folder: Folder | None = None, name: str = "0") -> None:
+    def __init__(self, folder: Folder | None = None, name: str = "0", *, rank: int = 0, limit_s: float = 0.0) -> None:
         self._folder = None if folder is None else folder.child(PROGRESS_FOLDER)
-        self._file = f"{name}.json"
-        self._now = Progress()
+        self._file, self._all_waits = f"{name}.json", f"{name}{_WAIT}"
+        self._wait_file = f"{name}{_WAIT}{rank}.json"
+        self._counts = rank == 0
+        self._wait: Wait | None = None
+        self._told: Wait | None = None
+        self._now = Progress(limit_s=limit_s)
         self._images = 0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -75,9 +94,13 @@ class Meter:
     def begin(self, phase: str, num_images: int) -> None:
         """Count the images of a phase from 0 on."""
         self._now, self._images = replace(self._now, phase=phase, num_images=num_images), 0
-        if self._folder is not None and self._thread is None:
-            self._thread = threading.Thread(target=self._keep_writing, name="progress", daemon=True)
-            self._thread.start()
+        if self._counts:
+            self._start()
+
+    def waits(self, what: str, until: float) -> None:
+        """What is waited for, and until when (Unix time) at most; "" where the wait is over."""
+        self._wait = Wait(what, until) if what else None
+        self._start()
 
     def add(self, count: int) -> None:
         """Count the images of a batch. Costs an addition."""
@@ -93,30 +116,55 @@ class Meter:
         if self._thread is None or self._folder is None:
             return
         self._thread.join()
-        with contextlib.suppress(RunError):  # nobody reads it any more
-            self._folder.delete(self._file)
+        with contextlib.suppress(RunError):  # nobody reads them any more
+            if self._told is not None:
+                self._folder.delete(self._wait_file)
+            if self._counts:
+                self._folder.delete(self._file)
+
+    def _start(self) -> None:
+        if self._folder is not None and self._thread is None:
+            self._thread = threading.Thread(target=self._keep_writing, name="progress", daemon=True)
+            self._thread.start()
 
     def _keep_writing(self) -> None:
         assert self._folder is not None
-        is_local = self._folder.local_path is not None
+        interval_s = LOCAL_INTERVAL_S if self._folder.local_path is not None else REMOTE_INTERVAL_S
         samples: deque[tuple[float, int]] = deque()
         written = Progress()
-        while not self._ended.wait(LOCAL_INTERVAL_S if is_local else REMOTE_INTERVAL_S):
-            now = replace(self._now, images=self._images)
+        if self._counts:
+            self._forget_waits()
+        while not self._ended.wait(interval_s):
+            wait, now = self._wait, replace(self._now, images=self._images)
+            if wait != self._told:
+                self._told = wait
+                if not self._write(self._wait_file, wait):
+                    return
+            if not self._counts or now == replace(written, images_per_s=0.0, updated_at=0.0):
+                continue
             if now.phase != written.phase or now.epoch != written.epoch or now.images < written.images:
                 samples.clear()
-            if now == replace(written, images_per_s=0.0, updated_at=0.0):
-                continue
             samples.append((time.monotonic(), now.images))
             written = replace(now, images_per_s=_rate(samples), updated_at=time.time())
-            if not self._write(written):
+            if not self._write(self._file, written):
                 return
 
-    def _write(self, progress: Progress) -> bool:
-        """Write the file; return whether it is worth going on: not where another attempt has taken over."""
+    def _forget_waits(self) -> None:
+        """Delete what was waited for in a group of this name that was killed."""
+        assert self._folder is not None
+        with contextlib.suppress(RunError):
+            for name in self._folder.names():
+                if name.startswith(self._all_waits):
+                    self._folder.delete(name)
+
+    def _write(self, name: str, facts: Progress | Wait | None) -> bool:
+        """Write a file, or delete it; return whether it is worth going on: not where another attempt has taken over."""
         assert self._folder is not None
         try:
-            self._folder.write_bytes(self._file, json.dumps(asdict(progress)).encode())
+            if facts is None:
+                self._folder.delete(name)
+            else:
+                self._folder.write_bytes(name, json.dumps(asdict(facts)).encode())
         except StorageError as error:
             logger.debug("progress was not written: %s", error)
         except RunError:
@@ -134,10 +182,20 @@ def _rate(samples: deque[tuple[float, int]]) -> float:
 def read_progress(run: Folder) -> list[Progress]:
     """Return what the worker groups of a run are at, as far as that can be read."""
     folder = run.child(PROGRESS_FOLDER)
+    return _read(folder, [name for name in folder.names() if _WAIT not in name], Progress)
+
+
+def read_waits(run: Folder) -> list[Wait]:
+    """Return what ranks wait for that have waited for long, as far as that can be read."""
+    folder = run.child(PROGRESS_FOLDER)
+    return _read(folder, [name for name in folder.names() if _WAIT in name], Wait)
+
+
+def _read(folder: Folder, names: Sequence[str], kind: type[T]) -> list[T]:
     found = []
-    for name in folder.names():
+    for name in names:
         try:
-            found.append(Progress(**json.loads(folder.read_bytes(name))))
+            found.append(kind(**json.loads(folder.read_bytes(name))))
         except (StorageError, ValueError, TypeError):
             logger.debug("%s/%s cannot be read", folder, name)
     return found

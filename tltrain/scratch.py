@@ -40,19 +40,11 @@ def scratch_folder(prefix: str, *, sockets: str = "") -> Iterator[str]:
     says so.
     """
     parent = _parent(prefix, sockets)
-    delete_abandoned(prefix, parent)
+    folder, delete = _new(prefix, parent)
     try:
-        while True:
-            with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as folder:
-                held = _hold(folder)
-                if held is None:
-                    continue
-                try:
-                    yield folder
-                finally:
-                    os.close(held)
-            return
+        yield folder
     finally:
+        delete()
         delete_abandoned(prefix, parent)
 
 
@@ -61,12 +53,7 @@ def folder_of_process(prefix: str, *, sockets: str = "") -> str:
 
     What `multiprocessing` makes in it may stay there until then: it is the last to go.
     """
-    parent = _parent(prefix, sockets)
-    delete_abandoned(prefix, parent)
-    while _hold(folder := tempfile.mkdtemp(prefix=prefix, dir=parent)) is None:
-        pass
-    Finalize(None, shutil.rmtree, (folder, True), exitpriority=_LAST)
-    return folder
+    return _new(prefix, _parent(prefix, sockets))[0]
 
 
 def delete_abandoned(prefix: str, parent: str = "") -> None:
@@ -87,6 +74,21 @@ def own_folders(parent: str | Path, prefix: str) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
                     yield Path(entry.path)
+
+
+def _new(prefix: str, parent: str) -> tuple[str, Finalize]:
+    """Make a folder; return it with what deletes it, at the latest when this process ends. Those abandoned go first."""
+    delete_abandoned(prefix, parent)
+    while True:
+        folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
+        held = _hold(folder)
+        if held is not None:
+            return folder, Finalize(None, _delete, (folder, held), exitpriority=_LAST)
+
+
+def _delete(folder: str, held: int) -> None:
+    os.close(held)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _hold(folder: str) -> int | None:

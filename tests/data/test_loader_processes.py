@@ -85,7 +85,7 @@ def test_a_connection_that_breaks_before_the_death_is_known_says_the_same(error:
 
 
 def test_a_connection_that_breaks_as_a_stopped_process_is_ended_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_processes, "_ended_here", {"8"})
+    monkeypatch.setattr(loader_processes, "ended_here", {8: ("stood still", "Look at what stopped it")})
     with pytest.raises(LostError, match=r"process 8 stood still.*what stopped it"), cut_connections_named([7, 8]):
         raise EOFError
 
@@ -96,7 +96,7 @@ def test_what_a_loader_process_stumbled_over_itself_passes() -> None:
 
 
 PROGRAM = """
-import os, signal, sys
+import multiprocessing, os, signal, sys
 import torch
 from tltrain.data.loader_processes import loaded
 from tltrain.errors import LostError
@@ -113,7 +113,7 @@ if __name__ == "__main__":
             if number == 3 and how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if number == 3 and how == "loader killed":
-                os.kill(batches.gi_yieldfrom._workers[0].pid, signal.SIGKILL)
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     except (RuntimeError, LostError):
         print("lost", file=sys.stderr)
 """

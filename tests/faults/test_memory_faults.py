@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
 from tiny import tiny_spec
 
-from tltrain.data import loader_processes
+from tltrain.data import loader, waiting
 from tltrain.engine.retry import Cause, classify
 from tltrain.errors import LostError
+from tltrain.progress import Wait, read_waits
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
+from tltrain.storage import Folder
 from tltrain.train.distributed import Group
 from tltrain.train.lane import Lane
 from tltrain.train.session import fine_tune
@@ -31,7 +37,7 @@ def train(group: Group, spec: Spec) -> str:
 
 def train_and_lose_a_loader(group: Group, spec: Spec, number: int) -> LostError:
     """Train until the fourth step, when the loader processes get a signal; returns the error."""
-    loader_processes.LOOK_S = 0.1
+    waiting.LOOK_S = 0.1
     update = Lane.update
 
     def deadly_update(lane: Lane, step: int) -> None:
@@ -46,6 +52,43 @@ def train_and_lose_a_loader(group: Group, spec: Spec, number: int) -> LostError:
     except LostError as error:
         return error
     raise AssertionError("nobody noticed")
+
+
+def train_where_an_image_is_never_read(group: Group, spec: Spec) -> tuple[str, list[Wait]]:
+    """Train until the 30th image that a loader process reads; returns the error, and what was waited for by then."""
+    waiting.LOOK_S, waiting.TELL_LOOKS, read, numbers = 0.1, 2, loader.decode, itertools.count()
+
+    def never_read(content: bytes, name: str) -> Any:
+        if next(numbers) == 30:
+            threading.Event().wait()
+        return read(content, name)
+
+    loader.decode = never_read
+    waits: list[Wait] = []
+    folder = RunFolder.at(spec.storage, spec.name).folder
+    looks = threading.Thread(target=lambda: waits.extend(until_it_waits(folder)), daemon=True)
+    looks.start()
+    try:
+        train(group, spec)
+    except LostError as error:
+        looks.join(5.0)
+        return str(error), waits
+    raise AssertionError("nobody noticed")
+
+
+def until_it_waits(folder: Folder) -> list[Wait]:
+    """Look into a run folder until something is waited for."""
+    while not (waits := read_waits(folder)):
+        time.sleep(0.02)
+    return waits
+
+
+def test_an_image_that_is_never_read_is_told_of_and_ends_the_attempt(tmp_path: Path) -> None:
+    changes = {"data.num_loader_workers": 1, "data.augment": "basic", "resources.loader_timeout_s": 3.0}
+    ((error, waits),) = ranks.run(1, train_where_an_image_is_never_read, tiny_spec(tmp_path, changes))
+    assert "no batch had come for 3 s" in error
+    assert "raise resources.loader_timeout_s" in error
+    assert waits[0].what.startswith("images, of which none have come")
 
 
 @pytest.mark.parametrize(

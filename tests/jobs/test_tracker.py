@@ -21,6 +21,7 @@ from tltrain.jobs.ray_jobs import JobInfo
 from tltrain.jobs.states import Cause, State, Verdict
 from tltrain.jobs.submission import retry
 from tltrain.jobs.tracker import LOST_AFTER_S, Seen, judge, refresh
+from tltrain.progress import Progress, Wait
 from tltrain.spec.load import dump_yaml
 
 NOW = 1000.0
@@ -123,6 +124,20 @@ def test_whoever_waits_says_for_what_and_how_long_at_most() -> None:
     assert reasons[1] == "waits to see whether attempt 2 (process 7 on far) is still alive, at most 60 s"
     day = time.strftime("%Y-%m-%d %H:%M", time.localtime(NOW + 2 * 86400))
     assert reasons[2] == f"waits for room, at most until {day}"
+
+
+def test_workers_that_wait_or_stand_still_say_so() -> None:
+    def reason(*waits: Wait, **group: Any) -> str:
+        counted = Progress("training", 3, 9, num_images=100, **group)
+        return judge(SENT, seen("RUNNING"), own("running", groups=[counted], waits=waits), NOW).reason
+
+    late, still = Wait("images: none came", NOW - 1), {"images": 50, "updated_at": NOW - 75}
+    clock = time.strftime("%H:%M:%S", time.localtime(NOW + 45))
+    assert reason(images=50, updated_at=NOW - 50) == ""
+    assert reason(images=100, updated_at=NOW - 75) == "", "it has something else to do"
+    assert reason(**still) == "no image has been counted for 75 s (training, epoch 3)"
+    assert reason(late, **still, limit_s=120.0).endswith(f"; a rank is waited for at most until {clock}")
+    assert reason(late, Wait("images", NOW + 45), **still) == f"waits for images, at most until {clock}"
 
 
 def test_every_state_and_cause_is_reached_and_said() -> None:

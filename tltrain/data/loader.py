@@ -19,6 +19,7 @@ from tltrain.data.mixing import Mixing, draw, mix
 from tltrain.data.order import eval_positions, global_order, rank_positions, sample_seed, steps_per_epoch
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.data.transforms import Transform, evaluation_transform, training_transform
+from tltrain.data.waiting import Patience
 from tltrain.environment import num_cores
 from tltrain.errors import DataError, Problem
 from tltrain.spec.schema import DataSpec
@@ -193,6 +194,7 @@ def train_batches(
     pin_memory: bool,
     decoded: DecodedImages | None = None,
     views: int | None = None,
+    patience: Patience | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield this rank's batches from (start_epoch, start_step) to the end of epoch num_epochs - 1.
 
@@ -200,7 +202,7 @@ def train_batches(
     over their ends. What a sample looks like depends on (seed, position, epoch) alone. torch's global
     generator is not drawn from. decoded: images kept over the epochs, for data without augmentation. views: the
     number of random looks of an image, which epochs take in turn; None for a new one in each. Raises DataError for
-    a bad image.
+    a bad image, LostError where loader processes are lost.
     """
     assert decoded is None or is_deterministic(data), "augmented images cannot be kept"
     n = len(split)
@@ -217,7 +219,7 @@ def train_batches(
 
     kept = decoded.images if decoded else None
     reader = _Reader(split, training_transform(p, data.augment), seed, Mixing.of(data), kept)
-    return _batches(reader, requests(), split, decoded, seed, num_workers, pin_memory)
+    return _batches(reader, requests(), split, decoded, seed, num_workers, pin_memory, patience)
 
 
 def eval_batches(
@@ -230,11 +232,12 @@ def eval_batches(
     num_workers: int,
     pin_memory: bool,
     decoded: DecodedImages | None = None,
+    patience: Patience | None = None,
 ) -> Iterator[Batch]:
     """Yield this rank's batches of an evaluation: positions rank, rank + world_size, ... each once, unpadded.
 
     batch_size: images per step over all ranks. Ranks may differ in the number of batches. decoded: images
-    kept for the next evaluation. Raises DataError for a bad image.
+    kept for the next evaluation. Raises DataError for a bad image, LostError where loader processes are lost.
     """
     n = len(split)
     per_step = -(-batch_size // world_size) * world_size
@@ -247,7 +250,7 @@ def eval_batches(
                 yield _Request(0, 0, step, min(per_step, n - step * per_step), positions, weights)
 
     reader = _Reader(split, evaluation_transform(p), 0, None, decoded.images if decoded else None)
-    return _batches(reader, requests(), split, decoded, 0, num_workers, pin_memory)
+    return _batches(reader, requests(), split, decoded, 0, num_workers, pin_memory, patience)
 
 
 def position_batches(
@@ -258,11 +261,12 @@ def position_batches(
     num_workers: int,
     pin_memory: bool,
     decoded: DecodedImages | None = None,
+    patience: Patience | None = None,
 ) -> Iterator[Batch]:
     """Yield a batch for each array of `positions`, int64 [b], as an evaluation would see these images."""
     requests = (_Request(0, 0, 0, len(part), part, np.ones(len(part), dtype=np.float32)) for part in positions)
     reader = _Reader(split, evaluation_transform(p), 0, None, decoded.images if decoded else None)
-    return _batches(reader, requests, split, decoded, 0, num_workers, pin_memory)
+    return _batches(reader, requests, split, decoded, 0, num_workers, pin_memory, patience)
 
 
 def _batches(
@@ -273,10 +277,12 @@ def _batches(
     seed: int,
     num_workers: int,
     pin_memory: bool,
+    patience: Patience | None,
 ) -> Generator[Batch, None, None]:
     marked = requests if decoded is None else _marked(requests, decoded)
     fork_safe = split.source.fork_safe
-    for batch in loaded(reader, marked, fork_safe, seed=seed, num_workers=num_workers, pin_memory=pin_memory):
+    how = {"seed": seed, "num_workers": num_workers, "pin_memory": pin_memory, "patience": patience}
+    for batch in loaded(reader, marked, fork_safe, **how):
         if isinstance(batch, DataError):
             raise batch
         if decoded is not None:

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -25,14 +24,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tltrain.data.waiting import Patience, ended_here, watched
 from tltrain.errors import LostError
 from tltrain.scratch import LOADER, folder_of_process, scratch_folder
 
 SHARED_MEMORY = Path("/dev/shm")
 BATCHES_OF_EACH = 3
 """Batches that each loader process has in shared memory: two that were asked for ahead, and one that is used."""
-LOOK_S, LOOKS = 5.0, 8
-"""How often it is looked whether loader processes are stopped, and so many times in a row until one is ended."""
 _SOCKET = "pymp-12345678/listener-12345678"
 """The longest path that `multiprocessing` gives a socket in a folder for temporary files."""
 _IMPORTED_ONCE = ["__main__", f"{__package__}.loader"]
@@ -40,11 +38,8 @@ _IMPORTED_ONCE = ["__main__", f"{__package__}.loader"]
 _CAUGHT = "Caught "
 _FULL = "The system does so when memory is full: lower data.num_loader_workers"
 _AGAIN = "The same command goes on where it was"
-_ENDED = "stood still, stopped by a signal, and was ended", f"Look at what stopped it. {_AGAIN}"
 _DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([\w ]+)|exited)")
 _BUS_ERROR = "Bus error"
-_ended_here: set[str] = set()
-"""Loader processes that were stopped and that this process has ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,12 +63,19 @@ def within_shared_memory(num_workers: int, *, batch_bytes: int, processes: int =
 
 
 def loaded(
-    reader: Dataset[Any], requests: Iterable[Any], fork_safe: bool, *, seed: int, num_workers: int, pin_memory: bool
+    reader: Dataset[Any],
+    requests: Iterable[Any],
+    fork_safe: bool,
+    *,
+    seed: int,
+    num_workers: int,
+    pin_memory: bool,
+    patience: Patience | None = None,
 ) -> Iterator[Any]:
     """Yield what `reader[request]` gives for each request, in their order, from `num_workers` loader processes or none.
 
     The processes end with the iterator and with this process, however that ends; those that are stopped are ended.
-    Raises LostError where one is cut off.
+    Raises LostError where one is cut off, or where nothing has come for longer than `patience` lasts.
     """
     random = torch.Generator().manual_seed(seed)
     settings = {"sampler": requests, "batch_size": None, "pin_memory": pin_memory, "generator": random}
@@ -89,10 +91,12 @@ def loaded(
         batches: Any = iter(DataLoader(reader, **settings, **own))
         pids = [process.pid for process in batches._workers]
         try:
-            with cut_connections_named(pids), stopped_loaders_ended(pids):
-                yield from batches
+            with cut_connections_named(pids):
+                yield from watched(batches, pids, patience or Patience())
         finally:
             batches._shutdown_workers()  # now: an error would keep them, by its traceback, longer than their folder
+            for process in batches._workers:
+                process.kill()  # SIGTERM, which it has had, does not end one that waits for a network drive
 
 
 @functools.cache
@@ -153,8 +157,9 @@ def dead_loaders_named() -> Iterator[None]:
 
 def _end_of(pids: str, by: str | None) -> tuple[str, str]:
     """Say how loader processes ended that a signal of this name killed, and what to do."""
-    if pids in _ended_here:
-        how, action = _ENDED
+    ended = [ended_here[int(pid)] for pid in pids.split(", ") if int(pid) in ended_here]
+    if ended:
+        how, action = ended[0]
     elif by == _BUS_ERROR:
         how = f"was killed ({by})"
         action = f"shared memory ({SHARED_MEMORY}) is full: give it more (docker run --shm-size=2g). {_AGAIN}"
@@ -175,40 +180,7 @@ def cut_connections_named(pids: Collection[int]) -> Iterator[None]:
     except (ConnectionError, EOFError, FileNotFoundError) as error:
         if str(error).startswith(_CAUGHT):
             raise
-        ended = [str(pid) for pid in pids if str(pid) in _ended_here]
+        ended = ", ".join(str(pid) for pid in pids if pid in ended_here)
         if ended:
-            raise LostError(*_end_of(ended[0], None)) from error
+            raise LostError(*_end_of(ended, None)) from error
         raise LostError("the loader process has died while it sent a batch", f"{_FULL}. {_AGAIN}") from error
-
-
-@contextlib.contextmanager
-def stopped_loaders_ended(pids: Collection[int]) -> Iterator[None]:
-    """During a `with` block, end those of the loader processes `pids` that are stopped for 40 s: they are waited for.
-
-    Where this process is stopped as well, as by Ctrl-Z, nobody looks, and nothing is ended.
-    """
-    is_over = threading.Event()
-    if pids and Path("/proc/self").exists():
-        threading.Thread(target=_watch, args=(pids, is_over), name="stopped-loaders", daemon=True).start()
-    try:
-        yield
-    finally:
-        is_over.set()
-
-
-def _watch(pids: Collection[int], is_over: threading.Event) -> None:
-    looks = Counter[int]()
-    while not is_over.wait(LOOK_S):
-        for pid in pids:
-            looks[pid] = looks[pid] + 1 if _is_stopped(pid) else 0
-            if looks[pid] == LOOKS:
-                _ended_here.add(str(pid))
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except OSError:  # it has ended
-        return False

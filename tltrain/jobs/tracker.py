@@ -15,10 +15,13 @@ from tltrain.jobs.ledger import Attempt, Job, Ledger
 from tltrain.jobs.ray_jobs import JobInfo, NoAnswerError, RayJobs
 from tltrain.jobs.states import Cause, State, Verdict
 from tltrain.lease import EXPIRY_S, read_lease
-from tltrain.run_folder import RunFolder
+from tltrain.progress import Progress, read_progress, read_waits
+from tltrain.run_folder import WINNER, RunFolder
 
 LOST_AFTER_S = 40.0
 """Seconds of silence after which a cluster counts as lost, until it answers again."""
+STILL_S = 60.0
+"""Seconds without a counted image after which it is said that a run stands still."""
 SENDING_S = 90.0
 """Seconds after its record in which an attempt may still be on its way to the cluster."""
 
@@ -113,14 +116,33 @@ def _judge_info(info: JobInfo, own: Mapping[str, Any], run: Mapping[str, Any] | 
 def _judge_running(own: Mapping[str, Any], run: Mapping[str, Any] | None, now: float) -> Verdict:
     """Say what the program is at: where it waits, for what, and for how long at most."""
     if waiting := own.get("waiting"):
-        until, today = time.localtime(waiting["until"]), time.localtime(now)
-        text = time.strftime("%H:%M:%S" if until[:3] == today[:3] else "%Y-%m-%d %H:%M", until)
-        return Verdict(State.RUNNING, f"waits for {waiting['for']}, at most until {text}")
+        return Verdict(State.RUNNING, f"waits for {waiting['for']}, at most until {_clock(waiting['until'], now)}")
+    for wait in own.get("waits", ()):
+        if wait.until > now:
+            return Verdict(State.RUNNING, f"waits for {wait.what}, at most until {_clock(wait.until, now)}")
     if own or run is None:
-        return Verdict(State.RUNNING)
+        return Verdict(State.RUNNING, _stillness(own.get("groups", ()), now))
     if "holder" in run:
         return Verdict(State.STARTING, f"waits to see whether {run['holder']} is still alive, at most {EXPIRY_S:g} s")
     return Verdict(State.STARTING, "the program runs; training has not begun")
+
+
+def _stillness(groups: Iterable[Progress], now: float) -> str:
+    """Say since when a worker group that has images to go through has counted none, where that is long."""
+    for group in groups:
+        still_s = now - group.updated_at
+        if group.share < 1 and still_s >= STILL_S:
+            what = f"no image has been counted for {still_s:.0f} s ({group.phase}, epoch {group.epoch})"
+            if not group.limit_s:
+                return what
+            return f"{what}; a rank is waited for at most until {_clock(group.updated_at + group.limit_s, now)}"
+    return ""
+
+
+def _clock(at: float, now: float) -> str:
+    """Return a time as people write it who read it at `now`, both Unix times."""
+    local, today = time.localtime(at), time.localtime(now)
+    return time.strftime("%H:%M:%S" if local[:3] == today[:3] else "%Y-%m-%d %H:%M", local)
 
 
 def failure_cause(info: JobInfo) -> Cause:
@@ -174,14 +196,24 @@ def look_at(jobs: RayJobs, ids: Sequence[str] | None = None) -> Seen:
 
 
 def read_run(job: Job) -> dict[str, Any] | None:
-    """The run.json of a job's run, with the last heartbeat; None where its storage cannot be read from here."""
+    """The run.json of a job's run, its last heartbeat and what its workers are at; None where it cannot be read."""
     try:
         run = RunFolder.at(job.storage, job.run)
         lease = read_lease(run.folder)
         held = {"heartbeat_at": lease.heartbeat_at, "holder": str(lease)} if lease and not lease.released else {}
-        return run.state() | held
+        state = run.state()
+        return state | held | (_progress(run) if state.get("state") == "running" else {})
     except StorageError:
         return None
+
+
+def _progress(run: RunFolder) -> dict[str, Any]:
+    """What the worker groups of a run are at, of the winner of a sweep too, and what they wait for."""
+    folders = [run.folder, run.folder.child(WINNER)]
+    return {
+        "groups": [group for folder in folders for group in read_progress(folder)],
+        "waits": [wait for folder in folders for wait in read_waits(folder)],
+    }
 
 
 def settle(ledger: Ledger, job: Job, seen: Seen) -> Job:

@@ -222,6 +222,8 @@ class ResourcesSpec(Section):
     """Seconds to wait for room that the cluster has and others use, before the run ends."""
     collective_timeout_s: Positive = 300.0
     """Seconds after which a collective that some worker never joins fails the attempt."""
+    loader_timeout_s: Positive = 240.0
+    """Seconds without a batch from a worker's loader processes after which the attempt fails."""
 
 
 class CheckpointSpec(Section):

@@ -13,7 +13,6 @@ import torch
 
 from tltrain.data.loader_processes import dead_loaders_named
 from tltrain.errors import CheckpointError, DivergedError
-from tltrain.progress import Meter
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.spec.space import cohort_key
@@ -26,7 +25,7 @@ from tltrain.train.memory import has_room
 from tltrain.train.phases import OTHER, Phases
 from tltrain.train.session import configure_torch, fine_tune
 from tltrain.train.skipped import read_looks, write_looks
-from tltrain.train.workbench import Workbench, fingerprint, open_folder, open_store
+from tltrain.train.workbench import Workbench, fingerprint, meter_of, open_folder, open_store
 
 LANE = "lane"
 STATES_FOLDER = "lanes"
@@ -65,7 +64,7 @@ class LaneGroup:
         self._likely, self._attempt = likely, attempt
         self._folder = open_folder(spec, run, group, is_shared=bool(likely))
         self._store = open_store(spec, group, self._folder)
-        self._meter = Meter(run.folder if group.is_first else None, str(index))
+        self._meter = meter_of(spec, run, group, str(index))
         self._benches: dict[str, Workbench] = {}
         self._members: dict[str, _Member] = {}
         self.needed: frozenset[str] = frozenset()

@@ -13,7 +13,6 @@ import torch
 from tltrain import stopping
 from tltrain.data.loader_processes import dead_loaders_named
 from tltrain.errors import DataError, PreemptedError
-from tltrain.progress import Meter
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.activations import ActivationStore
@@ -24,7 +23,7 @@ from tltrain.train.distributed import Group
 from tltrain.train.finish import finish_lane
 from tltrain.train.phases import add_seconds
 from tltrain.train.skipped import read_looks
-from tltrain.train.workbench import Workbench, fingerprint
+from tltrain.train.workbench import Workbench, fingerprint, meter_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ class Session:
         wished: Callable[[], int] = stopping.wished,
     ) -> None:
         self.spec, self.run, self.group, self._report = spec, run, group, report
-        self.meter = Meter(run.folder if group.is_first else None)
+        self.meter = meter_of(spec, run, group)
         known = read_looks(run) if group.is_first else []
         self.bench = Workbench(spec, run, group, passes=spec.train.epochs, store=store, meter=self.meter, known=known)
         self.lane = self.bench.make_lane(LANE, spec)

@@ -19,6 +19,7 @@ from tltrain.data.loader_processes import within_shared_memory
 from tltrain.data.preprocessing import Preprocessing
 from tltrain.data.splits import Split, Splits
 from tltrain.data.transforms import resolve_preprocessing
+from tltrain.data.waiting import Patience
 from tltrain.errors import DataError
 from tltrain.models.state import load_state
 from tltrain.models.zoo import Network, build_network
@@ -42,6 +43,12 @@ from tltrain.train.taps import Kept, NothingKept, Taps, can_do_without_images
 logger = logging.getLogger(__name__)
 
 GIGABYTE = 10**9
+
+
+def meter_of(spec: Spec, run: RunFolder, group: Group, name: str = "0") -> Meter:
+    """Return what counts the images of a worker group, on the first rank, and tells what any of them waits for."""
+    limit_s = spec.resources.collective_timeout_s if group.world_size > 1 else 0.0
+    return Meter(run.folder, name, rank=group.rank, limit_s=limit_s)
 
 
 class Workbench:
@@ -83,6 +90,7 @@ class Workbench:
         self._views = None if self._is_constant else spec.cache.views
         self._kept_train: dict[str, Kept] = {}
         self._kept_val = NothingKept() if self.splits.val is None else self._keep("val", self.splits.val, passes)
+        self._patience = Patience(spec.resources.loader_timeout_s, "resources.loader_timeout_s", self.meter.waits)
         self._stream: Generator[Batch, None, None] | None = None
         self._stream_at = (-1, -1, -1)
         wanted = resolve_loader_workers(
@@ -161,6 +169,7 @@ class Workbench:
             pin_memory=self.group.device.type == "cuda",
             decoded=self._decoded_train if self._is_constant else None,
             views=self._views,
+            patience=self._patience,
         )
 
     @functools.cached_property
@@ -191,6 +200,7 @@ class Workbench:
                 num_workers=0 if has_all else self._num_loader_workers,
                 pin_memory=self.group.device.type == "cuda",
                 decoded=decoded,
+                patience=self._patience,
                 **place,
             )
 
@@ -225,6 +235,7 @@ class Workbench:
             "num_workers": 0 if self.group.device.type == "cpu" else self._num_loader_workers,
             "pin_memory": self.group.device.type == "cuda",
             "decoded": self._decoded_train if is_train else None,
+            "patience": self._patience,
         }
 
     def _keep(self, name: str, split: Split, passes: int) -> Kept:
