@@ -10,7 +10,18 @@ import pytest
 
 from tltrain import progress
 from tltrain.errors import RunError, StorageError
-from tltrain.progress import Bar, Meter, Pace, Progress, Wait, clock, read_progress, read_waits, run_bar, sweep_bar
+from tltrain.progress import (
+    Bar,
+    Meter,
+    Pace,
+    Progress,
+    Wait,
+    clock,
+    read_progress,
+    read_progress_and_waits,
+    run_bar,
+    sweep_bar,
+)
 from tltrain.storage import Folder
 
 
@@ -60,7 +71,7 @@ def test_nothing_is_written_while_nothing_changes_or_by_ranks_that_count_for_nob
 def wait_for_waits(folder: Folder, what: list[str]) -> None:
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        if sorted(wait.what for wait in read_waits(folder)) == what:
+        if sorted(wait.what for wait in read_progress_and_waits(folder)[1]) == what:
             return
         time.sleep(0.01)
     raise AssertionError(f"{what} was never written")
@@ -74,7 +85,7 @@ def test_what_any_rank_waits_for_is_read_by_others_until_it_is_over(tmp_path: Pa
     second.waits("pictures", 600.0)
     other.waits("more", 700.0)
     wait_for_waits(folder, ["images", "more", "pictures"])
-    assert read_waits(folder)[0] == Wait("images", 500.0)
+    assert read_progress_and_waits(folder)[1][0] == Wait("images", 500.0)
     assert len(read_progress(folder)) == 1, "what is waited for is no progress"
     second.waits("", 0.0)
     wait_for_waits(folder, ["images", "more"])

@@ -181,14 +181,15 @@ def _rate(samples: deque[tuple[float, int]]) -> float:
 
 def read_progress(run: Folder) -> list[Progress]:
     """Return what the worker groups of a run are at, as far as that can be read."""
-    folder = run.child(PROGRESS_FOLDER)
-    return _read(folder, [name for name in folder.names() if _WAIT not in name], Progress)
+    return read_progress_and_waits(run)[0]
 
 
-def read_waits(run: Folder) -> list[Wait]:
-    """Return what ranks wait for that have waited for long, as far as that can be read."""
+def read_progress_and_waits(run: Folder) -> tuple[list[Progress], list[Wait]]:
+    """Return what the worker groups of a run are at, and what ranks wait for that have waited for long."""
     folder = run.child(PROGRESS_FOLDER)
-    return _read(folder, [name for name in folder.names() if _WAIT in name], Wait)
+    names = folder.names()
+    waits = [name for name in names if _WAIT in name]
+    return _read(folder, [name for name in names if name not in waits], Progress), _read(folder, waits, Wait)
 
 
 def _read(folder: Folder, names: Sequence[str], kind: type[T]) -> list[T]:

@@ -19,7 +19,7 @@ from tiny import tiny_spec
 from tltrain.data import loader, waiting
 from tltrain.engine.retry import Cause, classify
 from tltrain.errors import LostError
-from tltrain.progress import Wait, read_waits
+from tltrain.progress import Wait, read_progress_and_waits
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.storage import Folder
@@ -78,7 +78,7 @@ def train_where_an_image_is_never_read(group: Group, spec: Spec) -> tuple[str, l
 
 def until_it_waits(folder: Folder) -> list[Wait]:
     """Look into a run folder until something is waited for."""
-    while not (waits := read_waits(folder)):
+    while not (waits := read_progress_and_waits(folder)[1]):
         time.sleep(0.02)
     return waits
 

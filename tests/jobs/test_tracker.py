@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,8 @@ from tltrain.jobs.ray_jobs import JobInfo
 from tltrain.jobs.states import Cause, State, Verdict
 from tltrain.jobs.submission import retry
 from tltrain.jobs.tracker import LOST_AFTER_S, Seen, judge, refresh
-from tltrain.progress import Progress, Wait
+from tltrain.progress import Meter, Progress, Wait, read_progress_and_waits
+from tltrain.run_folder import WINNER, RunFolder
 from tltrain.spec.load import dump_yaml
 
 NOW = 1000.0
@@ -159,6 +161,23 @@ def test_jobs_are_brought_up_to_date_from_cluster_and_run_folder(home: Home) -> 
         assert found[first.id].state is State.RUNNING
         assert found[second.id].verdict == Verdict(State.FAILED, "bad image", Cause.DATA)
         assert found[second.id].ended_at == 5.0
+
+
+@pytest.mark.parametrize("where", [(), (WINNER,)], ids=["a run or the lanes of a sweep", "the winner of a sweep"])
+def test_what_workers_wait_for_is_read_from_the_run_folder(home: Home, where: tuple[str, ...]) -> None:
+    with home.ledger() as ledger:
+        job = home.submit(ledger)
+        home.fake.set(job.latest.submission_id, "RUNNING")
+        home.run_says(job, state="running")
+        folder = RunFolder.at(job.storage, job.run).folder.child(*where)
+        with closing(Meter(folder)) as meter:
+            meter.begin("training", 100)
+            meter.waits("images", time.time() + 60)
+            while len(read_progress_and_waits(folder)[1]) < 1:
+                time.sleep(0.05)
+            found = refresh(ledger, ledger.jobs())[0].latest
+        assert found.verdict.reason.startswith("waits for images, at most until ")
+        assert refresh(ledger, ledger.jobs())[0].latest.verdict == Verdict(State.RUNNING)
 
 
 def test_cluster_that_fell_silent_is_lost_within_a_minute_and_may_come_back(

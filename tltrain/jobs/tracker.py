@@ -15,7 +15,7 @@ from tltrain.jobs.ledger import Attempt, Job, Ledger
 from tltrain.jobs.ray_jobs import JobInfo, NoAnswerError, RayJobs
 from tltrain.jobs.states import Cause, State, Verdict
 from tltrain.lease import EXPIRY_S, read_lease
-from tltrain.progress import Progress, read_progress, read_waits
+from tltrain.progress import Progress, read_progress_and_waits
 from tltrain.run_folder import WINNER, RunFolder
 
 LOST_AFTER_S = 40.0
@@ -209,11 +209,10 @@ def read_run(job: Job) -> dict[str, Any] | None:
 
 def _progress(run: RunFolder) -> dict[str, Any]:
     """What the worker groups of a run are at, of the winner of a sweep too, and what they wait for."""
-    folders = [run.folder, run.folder.child(WINNER)]
-    return {
-        "groups": [group for folder in folders for group in read_progress(folder)],
-        "waits": [wait for folder in folders for wait in read_waits(folder)],
-    }
+    groups, waits = read_progress_and_waits(run.folder)
+    if not groups:
+        groups, waits = read_progress_and_waits(run.folder.child(WINNER))
+    return {"groups": groups, "waits": waits}
 
 
 def settle(ledger: Ledger, job: Job, seen: Seen) -> Job:
