@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tiny import tiny_spec
 
 import tltrain.run as far_side
@@ -169,6 +172,26 @@ def test_run_that_takes_too_long_ends_with_the_cause_time_limit(tmp_path: Path) 
     assert code == 1
     assert (state["state"], state["cause"]) == ("failed", "time limit")
     assert state["error"][0].startswith("the run has not ended within 4 s")
+
+
+def test_a_time_limit_that_ends_the_decoding_of_an_image_is_not_told_as_an_error_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers, decode = itertools.count(), Image.Image.convert
+
+    def over(image: Image.Image, *arguments: Any) -> Image.Image:
+        if next(numbers) == 20:
+            signal.raise_signal(signal.SIGALRM)
+        return decode(image, *arguments)
+
+    monkeypatch.setattr(Image.Image, "convert", over)
+    path = spec_file(tmp_path)
+
+    assert far_side.main([str(path), "--local", "--max-duration", "3600"]) == 1
+
+    state = RunFolder.open(str(tmp_path / "runs" / "tiny")).state()
+    assert next(numbers) == 21, "nothing was read any more"
+    assert (state["state"], state["cause"]) == ("failed", "time limit")
 
 
 def test_errors_of_any_kind_are_recorded_with_their_cause_and_job(

@@ -1,10 +1,13 @@
-"""Ctrl-C and SIGTERM: at once, or at the next step with a checkpoint; the second one at once."""
+"""Ctrl-C and SIGTERM: at once, or at the next step with a checkpoint; the second one at once. Errors from outside."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from tiny import tiny_spec
 
 import tltrain.run as far_side
 from tltrain import stopping
+from tltrain.errors import LostError
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import dump_yaml, load_spec
 from tltrain.train.checkpoint import Checkpoints
@@ -76,6 +80,63 @@ def test_a_wish_that_nobody_followed_is_followed_where_the_looking_ends() -> Non
             send(signal.SIGINT)
             notes.append("looking")
         notes.append("it went on")
+
+
+def wait_for_ever() -> None:
+    """Read what never comes, as code that takes each error for its own: it waits with it, and goes on after it."""
+    empty, _keeps_it_open = os.pipe()
+    try:
+        os.read(empty, 1)
+    except Exception as error:
+        raise AssertionError("taken for an error of the read") from error
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("is_deferred", [True, False])
+def test_the_main_thread_raises_what_another_thread_gives_it_up_with(is_deferred: bool) -> None:
+    gone = LostError("the images are gone", "Look there")
+    threading.Timer(0.5, stopping.give_up, [gone]).start()
+    noted = stopping.deferred() if is_deferred else contextlib.nullcontext()
+    with pytest.raises(LostError) as raised, stopping.handled(), stopping.handled(), noted:
+        wait_for_ever()
+    assert raised.value is gone
+    test_what_does_not_look_is_ended_at_once(signal.SIGTERM)  # as before
+
+
+UNHANDLED = """
+import threading, time
+from tltrain.errors import LostError
+from tltrain.stopping import give_up
+
+threading.Thread(target=give_up, args=[LostError("the images are gone")]).start()
+time.sleep(3600)
+"""
+DEAF = """
+import threading, time
+from tltrain.errors import LostError
+from tltrain.stopping import give_up, handled
+
+def give_up_again_and_again():
+    while True:
+        time.sleep(0.5)
+        give_up(LostError("the images are gone"))
+
+with handled():
+    threading.Thread(target=give_up_again_and_again).start()
+    while True:
+        try:
+            time.sleep(3600)
+        except BaseException as error:
+            print("deaf to", error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("program", [UNHANDLED, DEAF], ids=["unhandled", "deaf"])
+def test_what_nobody_raises_ends_the_program(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == LostError.exit_code
+    assert "the images are gone" in done.stderr
+    assert ("deaf to the images are gone" in done.stdout) == (program == DEAF)
 
 
 @pytest.mark.parametrize("number", ENDS)

@@ -77,7 +77,8 @@ def attempt(spec: Spec, run: RunFolder, tell: Callable[[str], None]) -> Iterator
         begun = {"state": "running", "error": None, "cause": None, "waiting": None, "job": job}
         run.update(name=spec.name, started_at=started, versions=versions(), **begun)
         try:
-            yield run
+            with stopping.errors_told():
+                yield run
         except KeyboardInterrupt:
             run.update(state="interrupted")
             raise KeyboardInterrupt("Run the same command again to go on from the newest checkpoint.") from None
@@ -102,12 +103,14 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
     def end(*_: object) -> None:
         what = f"the run has not ended within {seconds:g} s"
-        raise TimeLimitError(what, "Give it longer (--max-duration) and start it again: it goes on where it was")
+        action = "Give it longer (--max-duration) and start it again: it goes on where it was"
+        raise stopping.CutShort(TimeLimitError(what, action))
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        with stopping.errors_told():
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

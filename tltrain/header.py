@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tltrain.progress import Meter
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 
@@ -55,7 +57,8 @@ def without_skipped(
     from tltrain.train.distributed import Group
 
     group = group or Group(0, 1, 0, 1, torch.device("cpu"))
-    looks = skipped.look_at_images(spec, skipped.read_looks(run), group, tell)
+    with contextlib.closing(Meter(run.folder)) as meter:
+        looks = skipped.look_at_images(spec, skipped.read_looks(run), group, tell, meter.waits)
     skipped.write_looks(run, looks)
     splits = load_splits(
         spec.data, spec.seed, allow_code=spec.allow_code, check_leakage=False, skipped=skipped.by_source(looks)

@@ -1,15 +1,16 @@
-"""Ctrl-C and SIGTERM: training ends at its next step with a checkpoint, everything else at once; a second ends all."""
+"""What ends a program before its time: Ctrl-C and SIGTERM, after a step with a checkpoint, and errors from outside."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
-from tltrain.errors import EXIT_TERMINATED
+from tltrain.errors import EXIT_TERMINATED, TltrainError
 
 PREEMPTED = 1
 """In the place of a signal: the machine is taken back, and training is to go on elsewhere."""
@@ -26,13 +27,25 @@ class StoppedError(Exception):
         """The signal."""
 
 
+class CutShort(BaseException):
+    """An error that strikes the main thread wherever it is: nothing there may take it for a mistake of its own."""
+
+    def __init__(self, error: TltrainError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class _Wish:
-    """What this process was asked for by signals."""
+    """What this process was asked for by signals, and by threads of its own."""
 
     number = 0
     """The first signal that nobody has followed yet; 0 without one."""
     is_deferred = False
     """Whether somebody looks at it, so that the program need not end at once."""
+    is_handled = False
+    """Whether signals raise exceptions in the main thread."""
+    given_up: TltrainError | None = None
+    """What the main thread is to raise."""
 
 
 _wish = _Wish()
@@ -48,12 +61,36 @@ def handled() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    was_handled, _wish.is_handled = _wish.is_handled, True
     try:
-        yield
+        with errors_told():
+            yield
     finally:
-        _wish.number = 0
+        _wish.number, _wish.given_up, _wish.is_handled = 0, None, was_handled
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def errors_told() -> Iterator[None]:
+    """Raise, in the place of a CutShort that ends a `with` block, the error that it brings."""
+    try:
+        yield
+    except CutShort as cut:
+        raise cut.error from None
+
+
+def give_up(error: TltrainError) -> None:
+    """Have `error` end what the main thread waits for, where that is `handled`. Another thread calls this.
+
+    Ends the program where nobody would raise it, and where it is called again since nobody has.
+    """
+    if not _wish.is_handled or _wish.given_up is not None:
+        _log.error("%s", error)
+        os._exit(error.exit_code)
+    _wish.given_up = error
+    # A signal also ends the read that the thread is in, as from a pipe or a network drive.
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -82,6 +119,8 @@ def end(number: int) -> NoReturn:
 
 
 def _receive(number: int, _frame: object) -> None:
+    if _wish.given_up is not None:
+        raise CutShort(_wish.given_up)
     if not _wish.is_deferred or _wish.number:
         end(number)
     _wish.number = number

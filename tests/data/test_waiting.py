@@ -1,4 +1,4 @@
-"""Waiting for loader processes: those that send nothing are told of, given up and ended; slow ones are waited for."""
+"""Waiting for images: who reads none is told of and given up, loader processes are ended; slow ones are waited for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from tltrain import stopping
 from tltrain.data import waiting
 from tltrain.data.loader_processes import dead_loaders_named, loaded
 from tltrain.data.waiting import Patience
@@ -50,11 +51,14 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "LOOKS", 10**6)
 
 
-def read(readers: Path, requests: list[int], timeout_s: float, told: Told) -> Generator[torch.Tensor, None, None]:
+def read(
+    readers: Path, requests: list[int], timeout_s: float, told: Told, *, num_workers: int = 2
+) -> Generator[torch.Tensor, None, None]:
     """Yield the images that come."""
-    patience = Patience(timeout_s, "a.key", lambda what, until: told.append((what, until)))
+    patience = Patience(timeout_s, "a.key", lambda what, until: told.append((what, until)), stopping.give_up)
+    images, how = Images(readers), {"seed": 0, "pin_memory": False, "patience": patience}
     with dead_loaders_named():
-        yield from loaded(Images(readers), requests, True, seed=0, num_workers=2, pin_memory=False, patience=patience)
+        yield from loaded(images, requests, True, num_workers=num_workers, **how)
 
 
 def wait_until_none_is_left(readers: Path) -> None:
@@ -85,6 +89,29 @@ def test_loader_processes_that_send_nothing_are_given_up_named_and_ended(
 
 
 @pytest.mark.timeout(60)
+def test_a_loader_process_that_the_system_does_not_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "LOOKS", 5)
+    monkeypatch.setattr(waiting, "_end", lambda *_: None)
+    with pytest.raises(LostError, match=r"process .* \(it waits\): no batch had come for 2 s"), stopping.handled():
+        list(read(tmp_path, [AT_ONCE, NEVER, AT_ONCE], 1.0, []))
+    wait_until_none_is_left(tmp_path)
+
+
+@pytest.mark.timeout(60)
+def test_a_thread_that_reads_images_itself_is_given_up(tmp_path: Path) -> None:
+    told: Told = []
+    with pytest.raises(LostError) as raised, stopping.handled():
+        list(read(tmp_path, [AT_ONCE, NEVER, AT_ONCE], 1.0, told, num_workers=0))
+    (problem,) = raised.value.problems
+    itself = f"process {os.getpid()} (it waits), which reads images itself"
+    assert problem.what == f"{itself}: no batch had come for 1 s"
+    assert "or raise a.key. The same command goes on" in problem.action
+    assert told[0][0] == f"images, of which none have come for 0 s: {itself}"
+
+
+@pytest.mark.timeout(60)
 def test_a_loader_process_that_waits_and_is_deaf_to_sigterm_ends_with_the_iterator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,17 +125,22 @@ def test_a_loader_process_that_waits_and_is_deaf_to_sigterm_ends_with_the_iterat
 
 
 @pytest.mark.timeout(60)
-def test_what_is_slow_is_waited_for_each_time_anew_and_the_end_of_a_wait_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_is_slow_is_waited_for_each_time_anew_and_the_end_of_a_wait_is_told(
+    tmp_path: Path, num_workers: int
+) -> None:
     told: Told = []
-    assert len(list(read(tmp_path, [SLOWLY] * 12, 3.0, told))) == 12, "in all it takes longer than that"
+    requests = [SLOWLY] * (12 if num_workers else 6)
+    assert list(read(tmp_path, requests, 3.0, told, num_workers=num_workers)), "in all it takes longer than that"
     assert len(told) > 2
     assert all(bool(what) != bool(then) for (what, _), (then, _) in itertools.pairwise(told))
 
 
 @pytest.mark.timeout(60)
-def test_who_is_not_asked_for_batches_is_not_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_who_is_not_asked_for_batches_is_not_given_up(tmp_path: Path, num_workers: int) -> None:
     told: Told = []
-    images = read(tmp_path, [AT_ONCE] * 8, 1.0, told)
+    images = read(tmp_path, [AT_ONCE] * 8, 1.0, told, num_workers=num_workers)
     next(images)
     time.sleep(2.0)
     assert len(list(images)) == 7

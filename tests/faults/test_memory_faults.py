@@ -1,4 +1,4 @@
-"""Loader processes that the system kills for want of memory, or that stand still: the run ends so that it can go on."""
+"""Loader processes that the system kills, and reads that stand still: the run ends so that it can go on."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tltrain.spec.schema import Spec
 from tltrain.storage import Folder
 from tltrain.train.distributed import Group
 from tltrain.train.lane import Lane
+from tltrain.train.plain import train_plainly
 from tltrain.train.session import fine_tune
 
 
@@ -55,7 +56,7 @@ def train_and_lose_a_loader(group: Group, spec: Spec, number: int) -> LostError:
 
 
 def train_where_an_image_is_never_read(group: Group, spec: Spec) -> tuple[str, list[Wait]]:
-    """Train until the 30th image that a loader process reads; returns the error, and what was waited for by then."""
+    """Train until the 30th image that a process reads; returns the error, and what was waited for by then."""
     waiting.LOOK_S, waiting.TELL_LOOKS, read, numbers = 0.1, 2, loader.decode, itertools.count()
 
     def never_read(content: bytes, name: str) -> Any:
@@ -69,7 +70,7 @@ def train_where_an_image_is_never_read(group: Group, spec: Spec) -> tuple[str, l
     looks = threading.Thread(target=lambda: waits.extend(until_it_waits(folder)), daemon=True)
     looks.start()
     try:
-        train(group, spec)
+        train_plainly(spec, RunFolder.at(spec.storage, spec.name), group)
     except LostError as error:
         looks.join(5.0)
         return str(error), waits
@@ -83,12 +84,15 @@ def until_it_waits(folder: Folder) -> list[Wait]:
     return waits
 
 
-def test_an_image_that_is_never_read_is_told_of_and_ends_the_attempt(tmp_path: Path) -> None:
-    changes = {"data.num_loader_workers": 1, "data.augment": "basic", "resources.loader_timeout_s": 3.0}
-    ((error, waits),) = ranks.run(1, train_where_an_image_is_never_read, tiny_spec(tmp_path, changes))
+@pytest.mark.parametrize("num_loader_workers", [0, 1])
+def test_an_image_that_is_never_read_is_told_of_and_ends_the_attempt(tmp_path: Path, num_loader_workers: int) -> None:
+    changes = {"data.num_loader_workers": num_loader_workers, "data.augment": "basic", "checkpoint.every_steps": 1}
+    limited, clean = {**changes, "resources.loader_timeout_s": 3.0}, tiny_spec(tmp_path, changes, name="clean")
+    ((error, waits),) = ranks.run(1, train_where_an_image_is_never_read, tiny_spec(tmp_path, limited))
     assert "no batch had come for 3 s" in error
     assert "raise resources.loader_timeout_s" in error
     assert waits[0].what.startswith("images, of which none have come")
+    assert ranks.run(1, train, tiny_spec(tmp_path, changes)) == ranks.run(1, train, clean)
 
 
 @pytest.mark.parametrize(

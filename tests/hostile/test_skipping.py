@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,9 @@ from sklearn.datasets import load_digits
 from tiny import tiny_spec
 
 import tltrain.run as far_side
-from tltrain.errors import DataError, SpecError
+from tltrain.data import waiting
+from tltrain.errors import DataError, LostError, SpecError
+from tltrain.progress import Wait, read_progress_and_waits
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import dump_yaml, load_spec
 from tltrain.spec.schema import Spec
@@ -233,3 +236,29 @@ def test_the_fraction_has_no_effect_where_bad_images_end_the_run(tmp_path: Path)
     assert warning.key == "data.max_bad_fraction"
     with pytest.raises(SpecError, match=r"sweep.space.data.on_bad_image"):
         load_spec(path, ["sweep={space: {data.on_bad_image: {choice: [fail, skip]}}}"])
+
+
+def test_a_look_that_never_ends_is_told_of_and_given_up_and_nothing_is_left_out_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_digits(tmp_path, bad=True)
+    spec = digits_spec(tmp_path, {"resources.loader_timeout_s": 2.0})
+    folder, waits = RunFolder.at(spec.storage, spec.name).folder, list[Wait]()
+
+    def never_decoded(*_: object) -> NoReturn:
+        while not waits:
+            waits.extend(read_progress_and_waits(folder)[1])
+            time.sleep(0.1)
+        time.sleep(3600)
+        raise AssertionError
+
+    monkeypatch.setattr(waiting, "LOOK_S", 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(skipped, "decode", never_decoded)
+        with pytest.raises(LostError, match=r"images from .* on: not read within 2 s\. .*resources\.loader_timeout_s"):
+            execute(tmp_path, spec)
+    state = RunFolder.at(spec.storage, spec.name).state()
+    assert (state["state"], state["cause"]) == ("failed", "node lost")
+    assert waits[0].what.startswith("images, of which none have come for 1 s: images from ")
+    assert execute(tmp_path, spec) == 0
+    assert len(skipped.read_looks(RunFolder.at(spec.storage, spec.name))[0].bad) == len(BAD) + len(LISTED) - 1

@@ -163,15 +163,20 @@ def test_jobs_are_brought_up_to_date_from_cluster_and_run_folder(home: Home) -> 
         assert found[second.id].ended_at == 5.0
 
 
-@pytest.mark.parametrize("where", [(), (WINNER,)], ids=["a run or the lanes of a sweep", "the winner of a sweep"])
-def test_what_workers_wait_for_is_read_from_the_run_folder(home: Home, where: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("where", "phase"),
+    [((), "training"), ((), ""), ((WINNER,), "training")],
+    ids=["a run or the lanes of a sweep", "a look at the images before", "the winner of a sweep"],
+)
+def test_what_workers_wait_for_is_read_from_the_run_folder(home: Home, where: tuple[str, ...], phase: str) -> None:
     with home.ledger() as ledger:
         job = home.submit(ledger)
         home.fake.set(job.latest.submission_id, "RUNNING")
         home.run_says(job, state="running")
         folder = RunFolder.at(job.storage, job.run).folder.child(*where)
         with closing(Meter(folder)) as meter:
-            meter.begin("training", 100)
+            if phase:
+                meter.begin(phase, 100)
             meter.waits("images", time.time() + 60)
             while len(read_progress_and_waits(folder)[1]) < 1:
                 time.sleep(0.05)

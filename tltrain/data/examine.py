@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 
 from tltrain.data.base import Split
 from tltrain.data.decode import decode, header
+from tltrain.data.waiting import Patience, read_in_time
 from tltrain.errors import DataError
 
 THUMBNAIL = 16
@@ -59,29 +62,28 @@ def of_each(
     *,
     num_threads: int,
     advance: Callable[[int], None],
+    patience: Patience | None = None,
 ) -> Iterator[_Found]:
-    """Yield what `function` returns for each of `positions` of a split, in their order; threads as `examine`'s."""
+    """Yield what `function` returns for each of `positions` of a split, in their order; threads as `examine`'s.
+
+    Raises LostError where some images are not there within `patience`.
+    """
     parts = [positions[start : start + _AT_A_TIME] for start in range(0, len(positions), _AT_A_TIME)]
-    with ThreadPoolExecutor(num_threads if split.source.thread_safe else 1) as executor:
-        for found in _in_order(executor, lambda part: [function(one) for one in part], parts, 2 * num_threads):
+    to_ask, asked = iter(parts), deque[AsyncResult[list[_Found]]]()
+    with ThreadPool(num_threads if split.source.thread_safe else 1) as pool:  # its threads do not outlive the program
+        for part in parts:
+            # With few under way, an interrupt need not wait for all.
+            for next_part in itertools.islice(to_ask, 2 * num_threads - len(asked)):
+                asked.append(pool.apply_async(_each, (function, next_part)))
+            found = read_in_time(asked.popleft(), f"images from {split.identity(part[0])} on", patience)
             yield from found
             advance(len(found))
+        pool.close()
+        pool.join()
 
 
-def _in_order(
-    executor: ThreadPoolExecutor,
-    function: Callable[[Sequence[int]], list[_Found]],
-    arguments: Sequence[Sequence[int]],
-    ahead: int,
-) -> Iterator[list[_Found]]:
-    """Yield results in order, with at most `ahead` calls under way, so that an interrupt need not wait for all."""
-    waiting: list[Future[list[_Found]]] = []
-    for argument in arguments:
-        waiting.append(executor.submit(function, argument))
-        if len(waiting) >= ahead:
-            yield waiting.pop(0).result()
-    for future in waiting:
-        yield future.result()
+def _each(function: Callable[[int], _Found], part: Sequence[int]) -> list[_Found]:
+    return [function(one) for one in part]
 
 
 def _examine_one(split: Split, position: int) -> Facts:

@@ -75,12 +75,14 @@ def loaded(
     """Yield what `reader[request]` gives for each request, in their order, from `num_workers` loader processes or none.
 
     The processes end with the iterator and with this process, however that ends; those that are stopped are ended.
-    Raises LostError where one is cut off, or where nothing has come for longer than `patience` lasts.
+    Raises LostError where one is cut off, or where nothing has come for longer than `patience` lasts. Without processes
+    and without `patience`, it is waited for without end.
     """
     random = torch.Generator().manual_seed(seed)
     settings = {"sampler": requests, "batch_size": None, "pin_memory": pin_memory, "generator": random}
     if not num_workers:
-        yield from DataLoader(reader, **settings)
+        read_here = iter(DataLoader(reader, **settings))
+        yield from read_here if patience is None else watched(read_here, (), patience)
         return
     method = multiprocessing.get_start_method() if fork_safe else "forkserver"
     if method == "forkserver":

@@ -210,7 +210,7 @@ def read_run(job: Job) -> dict[str, Any] | None:
 def _progress(run: RunFolder) -> dict[str, Any]:
     """What the worker groups of a run are at, of the winner of a sweep too, and what they wait for."""
     groups, waits = read_progress_and_waits(run.folder)
-    if not groups:
+    if not groups and not waits:
         groups, waits = read_progress_and_waits(run.folder.child(WINNER))
     return {"groups": groups, "waits": waits}
 

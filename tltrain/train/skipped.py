@@ -15,6 +15,7 @@ from tltrain.data.decode import decode
 from tltrain.data.examine import of_each
 from tltrain.data.sources import open_source
 from tltrain.data.splits import Skipped, Splits, load_splits
+from tltrain.data.waiting import Patience
 from tltrain.environment import num_cores
 from tltrain.errors import DataError, Problem, shown
 from tltrain.run_folder import RunFolder
@@ -27,6 +28,7 @@ _TELL_EVERY_S = 30.0
 _PARTS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
 Tell = Callable[[str], None]
+Waits = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,23 @@ def usable_splits(spec: Spec, known: Sequence[Look], group: Group) -> Splits:
     return load_splits(spec.data, spec.seed, allow_code=spec.allow_code, check_leakage=False, skipped=by_source(looks))
 
 
-def look_at_images(spec: Spec, known: Sequence[Look], group: Group, tell: Tell = lambda _: None) -> list[Look]:
+def look_at_images(
+    spec: Spec, known: Sequence[Look], group: Group, tell: Tell = lambda _: None, waits: Waits = lambda *_: None
+) -> list[Look]:
     """Decode every image of the spec's sources once and return what was found; nothing where bad ones end a run.
 
     Every rank of `group` calls it and looks at its share. A source that rank 0 finds in `known` is not looked at again.
-    tell: told how it goes. Raises DataError where more than `data.max_bad_fraction` of a source cannot be used.
+    tell: told how it goes. waits: told what is waited for, as `Meter.waits` is. Raises DataError where more than
+    `data.max_bad_fraction` of a source cannot be used, LostError where images do not come in time.
     """
     if spec.data.on_bad_image == "fail":
         return []
+    patience = Patience(spec.resources.loader_timeout_s, "resources.loader_timeout_s", waits)
     known, looks = group.broadcast(list(known)), []
     for key, uri, source in _sources(spec):
         fingerprint = source.fingerprint()
         found = next((look for look in [*known, *looks] if look.fingerprint == fingerprint), None)
-        looks.append(found or Look(key, uri, fingerprint, *_look(source, key, group, tell)))
+        looks.append(found or Look(key, uri, fingerprint, *_look(source, key, group, tell, patience)))
     check_fractions(looks, spec.data)
     return looks
 
@@ -136,7 +142,7 @@ def _sources(spec: Spec) -> Iterator[tuple[str, str, Source]]:
                 yield f"data.{part}", uri, source
 
 
-def _look(source: Source, key: str, group: Group, tell: Tell) -> tuple[int, tuple[BadImage, ...]]:
+def _look(source: Source, key: str, group: Group, tell: Tell, patience: Patience) -> tuple[int, tuple[BadImage, ...]]:
     """Return how many images a source has, and which of them cannot be used."""
     tell(f"Looking at the {len(source):,} images of {key}, once: those that cannot be used are left out")
     positions = range(group.rank, len(source), group.world_size)
@@ -145,6 +151,7 @@ def _look(source: Source, key: str, group: Group, tell: Tell) -> tuple[int, tupl
         positions,
         num_threads=max(num_cores() // group.local_world_size, 1),
         advance=_teller(len(positions), tell),
+        patience=patience,
     )
     gathered = group.gather(mine)
     found = sorted((bad for part in gathered for bad in part), key=lambda bad: bad[0]) if gathered else []
@@ -167,7 +174,12 @@ def _teller(total: int, tell: Tell) -> Callable[[int], None]:
 
 
 def bad_images(
-    split: Split, positions: Sequence[int], *, num_threads: int, advance: Callable[[int], None] = lambda _: None
+    split: Split,
+    positions: Sequence[int],
+    *,
+    num_threads: int,
+    advance: Callable[[int], None] = lambda _: None,
+    patience: Patience | None = None,
 ) -> list[tuple[int, str]]:
     """Decode the images at `positions` in threads; return the position of each that cannot be used, and why."""
 
@@ -181,7 +193,7 @@ def bad_images(
             raise DataError(problem) from error
         return None
 
-    found = of_each(look, positions, split, num_threads=num_threads, advance=advance)
+    found = of_each(look, positions, split, num_threads=num_threads, advance=advance, patience=patience)
     return [bad for bad in found if bad is not None]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tltrain import stopping
 from tltrain.data.bare import bare_eval_batches, bare_train_batches
 from tltrain.data.decoded import DecodedImages, is_deterministic, plan_decoded_images
 from tltrain.data.loader import Batch, eval_batches, resolve_loader_workers, steps_per_epoch, train_batches
@@ -90,7 +91,8 @@ class Workbench:
         self._views = None if self._is_constant else spec.cache.views
         self._kept_train: dict[str, Kept] = {}
         self._kept_val = NothingKept() if self.splits.val is None else self._keep("val", self.splits.val, passes)
-        self._patience = Patience(spec.resources.loader_timeout_s, "resources.loader_timeout_s", self.meter.waits)
+        limit_s, key = spec.resources.loader_timeout_s, "resources.loader_timeout_s"
+        self._patience = Patience(limit_s, key, self.meter.waits, stopping.give_up)
         self._stream: Generator[Batch, None, None] | None = None
         self._stream_at = (-1, -1, -1)
         wanted = resolve_loader_workers(
