@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from PIL import Image
 from tiny import tiny_spec
 
 import tltrain.run as far_side
-from tltrain.errors import DivergedError, SpecError
+from tltrain.attempt import attempt, time_limit
+from tltrain.errors import DivergedError, SpecError, TimeLimitError
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import dump_yaml, load_spec
 from tltrain.train.cohort import Cohort
@@ -192,6 +194,16 @@ def test_a_time_limit_that_ends_the_decoding_of_an_image_is_not_told_as_an_error
     state = RunFolder.open(str(tmp_path / "runs" / "tiny")).state()
     assert next(numbers) == 21, "nothing was read any more"
     assert (state["state"], state["cause"]) == ("failed", "time limit")
+
+
+def test_a_time_limit_that_ends_what_is_done_before_training_is_recorded(tmp_path: Path) -> None:
+    spec = tiny_spec(tmp_path)
+    run = RunFolder.at(spec.storage, spec.name)
+
+    with pytest.raises(TimeLimitError), time_limit(1.0), attempt(spec, run, print):
+        time.sleep(60)
+
+    assert (run.state()["state"], run.state()["cause"]) == ("failed", "time limit")
 
 
 def test_errors_of_any_kind_are_recorded_with_their_cause_and_job(

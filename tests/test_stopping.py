@@ -85,6 +85,8 @@ def test_a_wish_that_nobody_followed_is_followed_where_the_looking_ends() -> Non
 def wait_for_ever() -> None:
     """Read what never comes, as code that takes each error for its own: it waits with it, and goes on after it."""
     empty, _keeps_it_open = os.pipe()
+    with stopping.handled():
+        """What is handled once more, inside, stays so after it."""
     try:
         os.read(empty, 1)
     except Exception as error:
@@ -97,7 +99,7 @@ def test_the_main_thread_raises_what_another_thread_gives_it_up_with(is_deferred
     gone = LostError("the images are gone", "Look there")
     threading.Timer(0.5, stopping.give_up, [gone]).start()
     noted = stopping.deferred() if is_deferred else contextlib.nullcontext()
-    with pytest.raises(LostError) as raised, stopping.handled(), stopping.handled(), noted:
+    with pytest.raises(LostError) as raised, stopping.handled(), noted:
         wait_for_ever()
     assert raised.value is gone
     test_what_does_not_look_is_ended_at_once(signal.SIGTERM)  # as before
