@@ -21,6 +21,7 @@ from tltrain.progress import (
     read_progress_and_waits,
     run_bar,
     sweep_bar,
+    take_waits,
 )
 from tltrain.storage import Folder
 
@@ -102,6 +103,15 @@ def test_what_a_group_that_was_killed_waited_for_is_forgotten_when_it_begins_aga
     meter.begin("training", 100)
     wait_for_waits(folder, ["10.waits-1.json"])
     meter.close()
+
+
+def test_what_a_group_that_died_had_waited_for_is_taken_once_and_not_that_of_others(tmp_path: Path) -> None:
+    folder = Folder.open(str(tmp_path))
+    for file in ("1.waits-0.json", "1.waits-2.json", "11.waits-0.json", "1.json"):
+        folder.child("progress").write_bytes(file, json.dumps({"what": file, "until": 1.0}).encode())
+    assert take_waits(folder, "1") == [Wait("1.waits-0.json", 1.0), Wait("1.waits-2.json", 1.0)]
+    assert take_waits(folder, "1") == []
+    assert folder.child("progress").names() == ["1.json", "11.waits-0.json"]
 
 
 @pytest.mark.parametrize(("error", "goes_on"), [(StorageError("no answer"), True), (RunError("taken over"), False)])

@@ -192,6 +192,20 @@ def read_progress_and_waits(run: Folder) -> tuple[list[Progress], list[Wait]]:
     return _read(folder, [name for name in names if name not in waits], Progress), _read(folder, waits, Wait)
 
 
+def take_waits(run: Folder, group: str = "0") -> list[Wait]:
+    """Return what ranks of a worker group that has died had waited for, and forget it."""
+    folder = run.child(PROGRESS_FOLDER)
+    try:
+        names = [name for name in folder.names() if name.startswith(f"{group}{_WAIT}")]
+        waits = _read(folder, names, Wait)
+        for name in names:
+            folder.delete(name)
+    except RunError as error:
+        logger.debug("what workers waited for cannot be read: %s", error)
+        return []
+    return waits
+
+
 def _read(folder: Folder, names: Sequence[str], kind: type[T]) -> list[T]:
     found = []
     for name in names:

@@ -66,6 +66,29 @@ def build(num_classes):
     return torchvision.models.shufflenet_v2_x0_5(num_classes=num_classes)
 '''
 
+STUCK = '''
+"""A network of the user's own; one of its images is not read at the first time."""
+import time
+from pathlib import Path
+import torchvision
+from tltrain.data import loader, waiting
+
+decode = loader.decode
+waiting.LOOK_S = 1.0
+
+def stuck_once(content, name):
+    try:
+        Path({marker!r}).touch(exist_ok=False)
+    except FileExistsError:
+        return decode(content, name)
+    time.sleep(3600)
+
+loader.decode = stuck_once
+
+def build(num_classes):
+    return torchvision.models.shufflenet_v2_x0_5(num_classes=num_classes)
+'''
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
@@ -130,6 +153,25 @@ def test_a_worker_killed_in_mid_epoch_costs_a_restart_and_no_bit(
     assert digest(killed) == digest(RunFolder.at(never.storage, never.name))
     steps = [(row["lane"], row["step"]) for row in killed.metrics()]
     assert steps == [("lane-0", 5), ("lane-0", 10)]
+
+
+def test_a_worker_that_reads_images_itself_and_gets_none_is_lost_for_a_reason_that_is_told(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK.format(marker=str(tmp_path / "was-stuck")))
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "allow_code": True,
+        "model": {"factory": "stuck:build", "weights": "random", "freeze_depth": 2},
+        "resources": {"loader_timeout_s": 3.0},
+    }
+    stuck, _ = train(tiny_spec(tmp_path, changes, name="stuck-once"))
+    assert stuck.state()["attempts"] == 2
+    assert "; it had waited for images, of which none have come for 2 s: process " in caplog.text
+    assert "(it waits), which reads images itself" in caplog.text
+    clean, _ = train(tiny_spec(tmp_path, changes, name="never-stuck"))
+    assert clean.state()["attempts"] == 1
+    assert digest(stuck) == digest(clean)
 
 
 def test_an_error_of_the_data_is_raised_as_it_is_and_not_retried(cluster: None, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kill = {"kill": lambda process: happened.append(f"kill {process}")}
     monkeypatch.setattr(groups, "ray", SimpleNamespace(get=lambda value: value, nodes=lambda: nodes, **kill))
     monkeypatch.setattr(groups, "retry_or_raise", lambda *_: happened.append("retry"))
+    monkeypatch.setattr(groups, "take_waits", lambda *_: [])
     monkeypatch.setattr(groups, "wait_for_room_again", lambda *_: happened.append("wait for room"))
     monkeypatch.setattr(groups, "ask_autoscaler", lambda _, groups: happened.append(f"ask for {groups}"))
     monkeypatch.setattr(groups, "SETTLE_S", 0)
@@ -57,7 +58,7 @@ def make_groups(
 
     monkeypatch.setattr(WorkerGroups, "_run_workers", run_workers)
     spec = SimpleNamespace(sweep=SimpleNamespace(isolation="lanes"), resources=ResourcesSpec(wait_s=wait_s))
-    return of_spec(spec, None, Told(notes), count, monkeypatch)
+    return of_spec(spec, SimpleNamespace(folder=None, update=lambda **_: None), Told(notes), count, monkeypatch)
 
 
 def of_spec(
@@ -83,6 +84,7 @@ def test_the_last_group_waits_for_room_before_it_starts_again(
 @pytest.mark.parametrize("count", [1, 2], ids=["the last group", "one of two"])
 def test_a_sweep_that_ends_waits_for_no_node(notes: list[str], monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """As after SIGTERM, when no node is there any more and `resources.wait_s` gives one days."""
+    monkeypatch.setattr(groups, "take_waits", lambda *_: [])
     monkeypatch.setattr(groups, "wait_for_room_again", cluster.wait_for_room_again)
     monkeypatch.setattr(cluster, "live_nodes", list)
     monkeypatch.setattr(cluster, "ask_autoscaler", lambda _: None)

@@ -22,7 +22,7 @@ from tltrain.errors import LostError
 LOOK_S, LOOKS = 5.0, 8
 """How often loader processes are looked at, and how often in a row they are seen stopped until they are ended."""
 TELL_LOOKS = 12
-"""Looks without a batch after which it is said what is waited for."""
+"""Looks without a batch after which it is said what is waited for; one before the last, where those are fewer."""
 ended_here: dict[int, tuple[str, str]] = {}
 """Loader processes that this process has ended: why, and what to do."""
 _AGAIN = "The same command goes on where it was"
@@ -107,7 +107,7 @@ class _Watch:
         self._thread = f"self/task/{threading.get_native_id()}"
         self.number_waited_for = self.number_come = 0
         self._seen_waiting_for = 0
-        self._looks = 0
+        self._looks, self._has_told = 0, False
         self._stopped = Counter[int]()
         self._is_over = threading.Event()
 
@@ -136,19 +136,21 @@ class _Watch:
             self._seen_waiting_for = waited_for
             return
         self._looks += 1
-        waited_s = self._looks * LOOK_S
-        looks_over = self._looks - math.ceil(self._patience.timeout_s / LOOK_S)
+        waited_s, looks = self._looks * LOOK_S, math.ceil(self._patience.timeout_s / LOOK_S)
+        looks_over = self._looks - looks
         if looks_over == 0 and self._pids:
             self._end_all(waited_s)
         elif looks_over >= 0 and looks_over % LOOKS == 0:
             what = f"{self._states()}: no batch had come for {waited_s:.0f} s"
             self._patience.give_up(LostError(what, self._patience.action))
-        elif self._looks == TELL_LOOKS:
+        elif self._looks == min(TELL_LOOKS, looks - 1):
             self._patience.begin(self._states(), waited_s)
+            self._has_told = True
 
     def _end_wait(self) -> None:
-        if self._looks >= TELL_LOOKS:
+        if self._has_told:
             self._patience.tell("", 0.0)
+        self._has_told = False
         self._looks = 0
 
     def _end_all(self, waited_s: float) -> None:

@@ -27,6 +27,7 @@ from tltrain.engine.stop_request import GRACE_S, ask_to_stop, forget
 from tltrain.engine.worker import train_worker
 from tltrain.errors import LostError, OutOfMemoryError, PreemptedError, RunError, TltrainError
 from tltrain.lease import begin_workers
+from tltrain.progress import Wait, take_waits
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 
@@ -68,7 +69,7 @@ def fit(spec: Spec, run: RunFolder, *, poll: Callable[[], None]) -> dict[str, An
                     line.wait()
                 else:
                     line.leave()
-                    retry_or_raise(error, failures, spec.resources.max_failures)
+                    retry_or_raise(error, failures, spec.resources.max_failures, take_waits(run.folder))
                     failures += 1
             request = wait_for_room_again(spec.resources, run)
 
@@ -163,14 +164,15 @@ def build_trainer(
     )
 
 
-def retry_or_raise(error: BaseException, failures_before: int, max_failures: int) -> None:
-    """Wait for the next attempt, or raise what the user should see."""
+def retry_or_raise(error: BaseException, failures_before: int, max_failures: int, waits: Sequence[Wait] = ()) -> None:
+    """Wait for the next attempt, or raise what the user should see. waits: what the workers waited for at the end."""
     failures = unwrap(error)
     cause = classify(failures)
     decision = decide(cause, failures_before=failures_before, max_failures=max_failures)
+    waited = "".join(f"; it had waited for {wait.what}" for wait in waits)
     if decision.retry:
         names = describe(_by_rank(error))
-        logger.warning("%s%s", decision.reason, f" ({names})" if names else "")
+        logger.warning("%s%s%s", decision.reason, f" ({names})" if names else "", waited)
         time.sleep(decision.wait_s)
         return
     for failure in sorted(failures, key=lambda each: isinstance(each, LostError)):
@@ -181,7 +183,7 @@ def retry_or_raise(error: BaseException, failures_before: int, max_failures: int
             "a GPU ran out of memory", "Double train.accumulation_steps: the result stays the same"
         ) from error
     raise _error_type(cause, failures)(
-        f"{decision.reason}.\n{error}", "Run the same command again to go on from the newest checkpoint"
+        f"{decision.reason}{waited}.\n{error}", "Run the same command again to go on from the newest checkpoint"
     ) from error
 
 

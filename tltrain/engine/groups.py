@@ -22,6 +22,7 @@ from tltrain.engine.plan import Request, capacity
 from tltrain.engine.retry import Cause, classify
 from tltrain.errors import LostError, OutOfMemoryError
 from tltrain.lease import begin_workers
+from tltrain.progress import take_waits
 from tltrain.run_folder import RunFolder
 from tltrain.spec.schema import Spec
 from tltrain.train.measured import Record, merged
@@ -145,7 +146,8 @@ class WorkerGroups:
                 elif self._has_fewer_lanes(error):
                     continue
                 else:
-                    retry_or_raise(error, failures, self._spec.resources.max_failures)
+                    waits = take_waits(self._run.folder, str(index))
+                    retry_or_raise(error, failures, self._spec.resources.max_failures, waits)
                     failures += 1
                 if self._is_one_too_many() and not self._waits_for_node(index):
                     return {}
