@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import pytest
 
@@ -43,6 +43,19 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         write_half_and_fail(file)
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def refuse() -> NoReturn:
+    raise RuntimeError("not any more")
+
+
+@pytest.mark.parametrize("folder", ["", "new"])
+def test_a_write_that_is_refused_at_its_end_leaves_nothing(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(RuntimeError, match="not any more"), replacing(tmp_path / folder / "file", check=refuse) as file:
+        file.write(b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
 
 
 def test_what_a_killed_process_was_writing_is_deleted_and_nothing_else(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,52 @@ def test_after_its_lease_an_attempt_changes_nothing_in_the_folder_or_below(folde
             with pytest.raises(RunError, match="another attempt has taken over"):
                 act()
     assert (folder.read_bytes("run.json"), folder.names()) == (before[0], sorted([*before[1], LEASE_FILE]))
+
+
+def replace_a_file(held: Folder) -> None:
+    held.write_bytes("run.json", b"new")
+
+
+def write_into_a_new_folder(held: Folder) -> None:
+    held.child("5").write_bytes("COMMIT", b"new")
+
+
+def renew_the_lease(held: Folder) -> None:
+    begin_workers(held, "0")
+
+
+def copy_into_a_new_folder(held: Folder) -> None:
+    held.child("5").write_file("COMMIT", __file__)
+
+
+@pytest.mark.parametrize(
+    ("act", "place"),
+    [
+        *((act, place) for act in (replace_a_file, renew_the_lease) for place in ("open", "fsync", "replace")),
+        *((write_into_a_new_folder, place) for place in ("mkdir", "open", "fsync", "replace")),
+        (copy_into_a_new_folder, "fsync"),
+    ],
+)
+def test_an_attempt_that_is_put_out_in_the_middle_of_a_write_changes_nothing(
+    local: Folder, act: Callable[[Folder], None], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands still just before that call, while another begins as `hold` does."""
+    local.write_bytes("run.json", b"old")
+    call = getattr(os, place)
+
+    def stand_still(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        rewrite(local, owner="other", attempt=2)
+        lease._clear_litter(local)
+        return call(*arguments)
+
+    with hold(local) as held:
+        monkeypatch.setattr(os, place, stand_still)
+        with pytest.raises(RunError, match="another attempt has taken over"):
+            act(held)
+    assert sorted(os.listdir(local.uri)) == [LEASE_FILE, "run.json"]
+    assert local.read_bytes("run.json") == b"old"
+    assert read_lease(local).owner == "other"  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def test_an_attempt_does_not_bring_a_deleted_run_back(folder: Folder) -> None:

@@ -8,9 +8,9 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,13 +22,16 @@ _THREADS, _FIRST, _AT_ONCE_S = 32, 200, 50e-6
 
 
 @contextmanager
-def replacing(path: str | Path, *, private: bool = False) -> Iterator[BinaryIO]:
+def replacing(
+    path: str | Path, *, private: bool = False, check: Callable[[], None] = lambda: None
+) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` once it is whole and flushed; its folder is made where it is missing.
 
-    private: only this user may read it, from its first byte on, and enter folders that are made. Raises OSError.
+    private: only this user may read it, from its first byte on, and enter folders that are made. check: called when all
+    is written; where it raises, `path` stays as it is. Raises OSError.
     """
     folder, name = os.path.split(os.path.abspath(path))
-    make_folder(folder, private=private)
+    is_new = make_folder(folder, private=private)
     temporary = Path(folder, f".{name}.{secrets.token_hex(4)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
@@ -37,9 +40,14 @@ def replacing(path: str | Path, *, private: bool = False) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(descriptor)
+        check()
         os.replace(temporary, path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):  # somebody else writes there too
+                os.rmdir(folder)
+        raise
     flush_folder(folder)
 
 
@@ -50,13 +58,13 @@ def delete_unfinished(path: str | Path) -> None:
             Path(folder, name).unlink(missing_ok=True)
 
 
-def make_folder(path: str | Path, *, private: bool = False) -> None:
+def make_folder(path: str | Path, *, private: bool = False) -> bool:
     """Make a folder and those above it, each flushed into the one above; those that are there stay as they are.
 
-    private: only this user may enter what is made. Raises OSError.
+    private: only this user may enter what is made. Returns whether the folder was missing. Raises OSError.
     """
     if os.path.isdir(path):
-        return
+        return False
     parent = os.path.dirname(os.path.abspath(path))
     make_folder(parent, private=private)
     try:
@@ -64,7 +72,9 @@ def make_folder(path: str | Path, *, private: bool = False) -> None:
     except FileExistsError:
         if not os.path.isdir(path):  # else somebody else was faster
             raise
+        return False
     flush_folder(parent)
+    return True
 
 
 def flush_folder(path: str | Path) -> None:

@@ -3,6 +3,10 @@
 The lease is a file, `lease.json`. No file system here is asked for locks or for an atomic compare-and-swap, which
 object stores lack: whoever takes the lease writes it and reads it back, and every later write into the folder reads it
 first. So of two that take it at once the last writer wins, and the other is stopped at its next write.
+
+A process may stand still in the middle of a write, and wake up when another has taken over. On a local disk it reads
+the lease again before a file takes its place, and whoever takes over deletes files that have not taken theirs. An
+upload that was under way may still end.
 """
 
 from __future__ import annotations
@@ -129,7 +133,7 @@ class _Lease:
 
     def take(self) -> None:
         """Write the lease, see that nobody else did, and renew it from now on."""
-        self._write()
+        self._write(self._folder)
         time.sleep(SETTLE_S)
         other = read_lease(self._folder)
         if other is not None and other.owner != self._mine.owner:
@@ -163,14 +167,13 @@ class _Lease:
                 return
 
     def _renew(self, **changes: Any) -> None:
-        self()
         self._mine = dataclasses.replace(self._mine, **changes)
-        self._write()
+        self._write(self._folder.guarded(self))
 
-    def _write(self) -> None:
+    def _write(self, folder: Folder) -> None:
         self._mine = dataclasses.replace(self._mine, heartbeat_at=time.time())
         text = json.dumps(dataclasses.asdict(self._mine), indent=2)
-        self._folder.write_bytes(LEASE_FILE, f"{text}\n".encode())
+        folder.write_bytes(LEASE_FILE, f"{text}\n".encode())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -66,7 +66,8 @@ class Folder:
     _path: str
     _filesystem: fs.FileSystem | None = field(compare=False)  # None: the local disk, by way of `os`
     guard: Callable[[], None] | None = field(default=None, compare=False)
-    """Called before every change in this folder or below it; it raises where that may no longer be made."""
+    """Called before every change in this folder or below it, and on a local disk again before a new file takes its
+    place; it raises where that may no longer be made."""
 
     @classmethod
     def open(cls, uri: str) -> Folder:
@@ -121,10 +122,9 @@ class Folder:
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write or replace a file: afterwards it is there whole and, on a local disk, flushed."""
         path = self._path_of(name)
-        self._check()
-        with self._failing("write", name):
+        with self._changing("write", name):
             if self._filesystem is None:
-                with replacing(path) as file:
+                with replacing(path, check=self._check) as file:
                     file.write(data)
             else:
                 _far().write(self._filesystem, path, data)
@@ -132,10 +132,9 @@ class Folder:
     def write_file(self, name: str, local_source: str | Path) -> None:
         """Write or replace a file with a copy of a local file, without reading it into memory."""
         path = self._path_of(name)
-        self._check()
-        with self._failing("write", name):
+        with self._changing("write", name):
             if self._filesystem is None:
-                with open(local_source, "rb") as source, replacing(path) as file:
+                with open(local_source, "rb") as source, replacing(path, check=self._check) as file:
                     shutil.copyfileobj(source, file, 1 << 20)
             else:
                 _far().copy_here(self._filesystem, path, local_source)
@@ -178,8 +177,7 @@ class Folder:
     def delete(self, name: str) -> None:
         """Delete a file, or a folder with all that is in it. A missing one is fine."""
         path = self._path_of(name)
-        self._check()
-        with self._failing("delete", name):
+        with self._changing("delete", name):
             if self._filesystem is not None:
                 _far().delete(self._filesystem, path)
             elif os.path.isdir(path) and not os.path.islink(path):
@@ -191,8 +189,7 @@ class Folder:
         """Delete this folder with all that is in it, the files in `last` at the end and in that order."""
         for name in [*(name for name in self.names() if name not in last), *last]:
             self.delete(name)
-        self._check()
-        with self._failing("delete"):
+        with self._changing("delete"):
             if self._filesystem is not None:
                 _far().delete(self._filesystem, self._path)
             elif os.path.isdir(self._path):
@@ -204,8 +201,7 @@ class Folder:
         Object stores copy and then delete a folder: cut short, the old one is still there whole.
         """
         source, target = self._path_of(old), self._path_of(new)
-        self._check()
-        with self._failing(f"rename to {new!r}", old):
+        with self._changing(f"rename to {new!r}", old):
             if self._filesystem is None:
                 os.rename(source, target)
                 flush_folder(self._path)
@@ -221,6 +217,17 @@ class Folder:
     def _check(self) -> None:
         if self.guard is not None:
             self.guard()
+
+    @contextmanager
+    def _changing(self, doing: str, name: str | None = None) -> Iterator[None]:
+        self._check()
+        try:
+            with self._failing(doing, name):
+                yield
+        except StorageError:
+            with suppress(StorageError):
+                self._check()  # who has taken over meanwhile may have deleted what is missing now
+            raise
 
     def _path_of(self, name: str) -> str:
         if name in ("", ".", "..") or any(character in name for character in "/\\\0"):

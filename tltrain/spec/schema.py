@@ -223,7 +223,7 @@ class ResourcesSpec(Section):
     collective_timeout_s: Positive = 300.0
     """Seconds after which a collective that some worker never joins fails the attempt."""
     loader_timeout_s: Positive = 240.0
-    """Seconds in which a worker gets no image, from its loader processes or by its own reading, until the attempt fails."""
+    """Seconds without an image, from a worker's loader processes or read by itself, after which the attempt fails."""
 
 
 class CheckpointSpec(Section):
