@@ -25,7 +25,7 @@ from tltrain.errors import DataError, LostError, SpecError
 from tltrain.progress import Wait, read_progress_and_waits
 from tltrain.run_folder import RunFolder
 from tltrain.spec.load import dump_yaml, load_spec
-from tltrain.spec.schema import Spec
+from tltrain.spec.schema import DataSpec, Spec
 from tltrain.train import skipped
 from tltrain.train.distributed import Group
 from tltrain.train.lane_group import LaneGroup
@@ -43,10 +43,10 @@ LISTED = {
 }
 
 
-def write_digits(root: Path, *, bad: bool) -> None:
+def write_digits(root: Path, *, bad: bool, num_train: int = NUM_TRAIN) -> None:
     """Write train/ and test/ with a folder per digit; `bad`: with eleven bad images of as many kinds in train/."""
     digits: Any = load_digits(n_class=5)
-    for part, first, count in (("train", 0, NUM_TRAIN), ("test", 500, NUM_TEST)):
+    for part, first, count in (("train", 0, num_train), ("test", 500, NUM_TEST)):
         for number in range(first, first + count):
             folder = root / part / str(digits.target[number])
             folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +106,17 @@ def test_a_run_ends_well_without_the_bad_images_and_says_what_it_left_out(
     assert (test["key"], test["images"], test["skipped"]) == ("data.test", NUM_TEST, [])
     assert (run.state()["num_skipped"], run.read_json("header.json")["num_train"]) == (11, NUM_TRAIN)
     assert model(digits_spec(tmp_path)) == model(digits_spec(clean, name="clean"))
+
+
+def test_three_in_a_hundred_are_left_out_by_a_spec_that_says_no_more_than_skip(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_digits(tmp_path, bad=True, num_train=356)
+    spec = digits_spec(tmp_path, {"train.epochs": 1})
+    default = DataSpec.model_fields["max_bad_fraction"].default
+    assert execute(tmp_path, spec, f"data.max_bad_fraction={default}") == 0
+    assert f"Left out    11 of {356 + 11 + NUM_TEST} images: skipped.json" in capsys.readouterr().out
+    assert skipped.read_looks(RunFolder.at(spec.storage, spec.name))[0].fraction == pytest.approx(0.03, abs=1e-4)
 
 
 @pytest.mark.ray
