@@ -84,7 +84,6 @@ def test_the_last_group_waits_for_room_before_it_starts_again(
 @pytest.mark.parametrize("count", [1, 2], ids=["the last group", "one of two"])
 def test_a_sweep_that_ends_waits_for_no_node(notes: list[str], monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """As after SIGTERM, when no node is there any more and `resources.wait_s` gives one days."""
-    monkeypatch.setattr(groups, "take_waits", lambda *_: [])
     monkeypatch.setattr(groups, "wait_for_room_again", cluster.wait_for_room_again)
     monkeypatch.setattr(cluster, "live_nodes", list)
     monkeypatch.setattr(cluster, "ask_autoscaler", lambda _: None)

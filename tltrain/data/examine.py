@@ -72,7 +72,7 @@ def of_each(
     to_ask, asked = iter(parts), deque[AsyncResult[list[_Found]]]()
     with ThreadPool(num_threads if split.source.thread_safe else 1) as pool:  # its threads do not outlive the program
         for part in parts:
-            # With few under way, an interrupt need not wait for all.
+            # With few asked for ahead, what has been found does not pile up.
             for next_part in itertools.islice(to_ask, 2 * num_threads - len(asked)):
                 asked.append(pool.apply_async(_each, (function, next_part)))
             found = read_in_time(asked.popleft(), f"images from {split.identity(part[0])} on", patience)
